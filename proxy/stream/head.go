@@ -1,0 +1,182 @@
+// Package stream is the meeting place of the HTTP codecs and the relay: the
+// neutral message head and the two small interfaces through which a codec and
+// its user tell one another what arrived and what to send.
+//
+// In: nothing; it is vocabulary. Out: Head, Receiver, Sender. It must not know
+// sockets, routes or versions of HTTP. Everything belongs to one loop; nothing
+// here may be used from two goroutines at once.
+package stream
+
+// span is a range of Head.buf.
+type span struct{ off, end uint32 }
+
+type field struct{ name, value span }
+
+// Head is the head of an HTTP message, or its trailers, whatever the version:
+// pseudo-header values and the other fields in order of arrival. Bytes live in
+// one buffer that is reused, so a Head that has grown to its working size
+// allocates nothing. Names keep the case in which they arrived and compare
+// without regard to ASCII case (RFC 9110 section 5.1).
+type Head struct {
+	// Status is the response's status code; 0 for requests and trailers.
+	Status int
+	// Close reports that the peer wants the connection closed after this message (HTTP/1 only).
+	Close bool
+	// Upgrade reports a request to switch protocols (HTTP/1.1 Upgrade, or HTTP/2 extended CONNECT, RFC 8441),
+	// or a 101 response; the protocol's name is the value of the Upgrade field.
+	Upgrade bool
+	// HTTP10 reports an HTTP/1.0 message.
+	HTTP10 bool
+	// ContentLength is the declared body length in bytes; -1 if unknown.
+	ContentLength int64
+
+	buf                             []byte
+	fields                          []field
+	method, scheme, authority, path span
+}
+
+// Reset empties the head and keeps its memory, unless it has grown beyond 64 KiB.
+func (h *Head) Reset() {
+	if cap(h.buf) > 64<<10 {
+		h.buf = nil
+	}
+	if cap(h.fields) > 256 {
+		h.fields = nil
+	}
+	*h = Head{buf: h.buf[:0], fields: h.fields[:0], ContentLength: -1}
+}
+
+// CopyFrom makes h a copy of o that shares no memory with it.
+func (h *Head) CopyFrom(o *Head) {
+	buf, fields := append(h.buf[:0], o.buf...), append(h.fields[:0], o.fields...)
+	*h = *o
+	h.buf, h.fields = buf, fields
+}
+
+func (h *Head) put(p []byte) span {
+	off := uint32(len(h.buf))
+	h.buf = append(h.buf, p...)
+	return span{off, uint32(len(h.buf))}
+}
+
+func (h *Head) putString(s string) span {
+	off := uint32(len(h.buf))
+	h.buf = append(h.buf, s...)
+	return span{off, uint32(len(h.buf))}
+}
+
+func (h *Head) at(s span) []byte { return h.buf[s.off:s.end:s.end] }
+
+// Method is the request's method.
+func (h *Head) Method() []byte { return h.at(h.method) }
+
+// Scheme is the request's scheme, "http" or "https"; empty if the message did not say (HTTP/1 origin form).
+func (h *Head) Scheme() []byte { return h.at(h.scheme) }
+
+// Authority is the request's target host and optional port: :authority, or the Host field, which is not among the fields.
+func (h *Head) Authority() []byte { return h.at(h.authority) }
+
+// Path is the request's target path with its query ("*" for OPTIONS *; empty for CONNECT).
+func (h *Head) Path() []byte { return h.at(h.path) }
+
+// SetMethod copies p as the method.
+func (h *Head) SetMethod(p []byte) { h.method = h.put(p) }
+
+// SetScheme copies p as the scheme.
+func (h *Head) SetScheme(p []byte) { h.scheme = h.put(p) }
+
+// SetAuthority copies p as the authority.
+func (h *Head) SetAuthority(p []byte) { h.authority = h.put(p) }
+
+// SetPath copies p as the path.
+func (h *Head) SetPath(p []byte) { h.path = h.put(p) }
+
+// SetMethodString is SetMethod for a string.
+func (h *Head) SetMethodString(s string) { h.method = h.putString(s) }
+
+// SetSchemeString is SetScheme for a string.
+func (h *Head) SetSchemeString(s string) { h.scheme = h.putString(s) }
+
+// SetAuthorityString is SetAuthority for a string.
+func (h *Head) SetAuthorityString(s string) { h.authority = h.putString(s) }
+
+// SetPathString is SetPath for a string.
+func (h *Head) SetPathString(s string) { h.path = h.putString(s) }
+
+// Len is the number of fields.
+func (h *Head) Len() int { return len(h.fields) }
+
+// Size is the number of bytes held, dead ones included: what a limit on heads counts.
+func (h *Head) Size() int { return len(h.buf) }
+
+// At returns field i. The slices are valid until the head changes.
+func (h *Head) At(i int) (name, value []byte) {
+	f := h.fields[i]
+	return h.at(f.name), h.at(f.value)
+}
+
+// Add appends a field, copying both.
+func (h *Head) Add(name, value []byte) {
+	n := h.put(name)
+	h.fields = append(h.fields, field{n, h.put(value)})
+}
+
+// AddString appends a field.
+func (h *Head) AddString(name, value string) {
+	n := h.putString(name)
+	h.fields = append(h.fields, field{n, h.putString(value)})
+}
+
+// Get returns the value of the first field called name. name must be lower case.
+func (h *Head) Get(name string) ([]byte, bool) {
+	for i := range h.fields {
+		if EqualFold(h.at(h.fields[i].name), name) {
+			return h.at(h.fields[i].value), true
+		}
+	}
+	return nil, false
+}
+
+// Set replaces every field called name, which must be lower case, by one, keeping the first one's place.
+func (h *Head) Set(name string, value []byte) {
+	for i := range h.fields {
+		if EqualFold(h.at(h.fields[i].name), name) {
+			h.fields[i].value = h.put(value)
+			h.del(name, i+1)
+			return
+		}
+	}
+	h.fields = append(h.fields, field{h.putString(name), h.put(value)})
+}
+
+// Del removes every field called name, which must be lower case, and reports whether there was one.
+func (h *Head) Del(name string) bool { return h.del(name, 0) }
+
+func (h *Head) del(name string, from int) bool {
+	kept := h.fields[:from]
+	for _, f := range h.fields[from:] {
+		if !EqualFold(h.at(f.name), name) {
+			kept = append(kept, f)
+		}
+	}
+	found := len(kept) != len(h.fields)
+	h.fields = kept
+	return found
+}
+
+// EqualFold reports whether p equals s without regard to ASCII case. s must be lower case.
+func EqualFold(p []byte, s string) bool {
+	if len(p) != len(s) {
+		return false
+	}
+	for i := range len(p) {
+		c := p[i]
+		if 'A' <= c && c <= 'Z' {
+			c |= 0x20
+		}
+		if c != s[i] {
+			return false
+		}
+	}
+	return true
+}
