@@ -1,0 +1,38 @@
+package mesh
+
+import "net/netip"
+
+// Workload is one running instance: a WorkloadEntry, a pod, or an endpoint of a ServiceEntry.
+type Workload struct {
+	Origin
+	Namespace string
+	ID        string // unique in its namespace: the entry's or pod's name
+	// Addresses are its IPs, the preferred one first; empty when Host is set.
+	Addresses      []netip.Addr
+	Host           string // an endpoint known only by DNS name
+	UnixPath       string // an endpoint on a Unix socket; only a proxy beside it can reach it
+	Labels         Labels
+	Ports          map[string]uint16 // by service port name
+	ServiceAccount string
+	Locality       string // region/zone/subzone
+	Network        string
+	Weight         uint32 // 0 is 1
+	// MTLS: a proxy of the mesh stands before it (label security.istio.io/tlsMode=istio).
+	MTLS   bool
+	Health Health
+	// WorkloadName is the deployment it belongs to; CanonicalName and CanonicalRevision as Istio defines them.
+	WorkloadName, CanonicalName, CanonicalRevision string
+}
+
+// Ref names the workload.
+func (w *Workload) Ref() Ref { return Ref{KindWorkload, w.Namespace, w.ID} }
+
+// Health is whether a workload may get traffic.
+type Health uint8
+
+// The states of health.
+const (
+	Healthy Health = iota
+	Unhealthy
+	Draining
+)
