@@ -1,0 +1,43 @@
+# make build | demo | test | quick | lint | fuzz | bench | fix; `make test` is everything, on a fresh machine.
+SHELL := /bin/bash -o pipefail
+BIN   := lateen lateend lateen-proxy
+TOOL   = go tool -modfile=tools/go.mod
+FUZZTIME ?= 5s
+
+.PHONY: build demo test quick lint fuzz bench fix setup clean
+
+build: $(BIN:%=bin/%) bin/bookinfo
+bin/bookinfo: FORCE
+	@go build -trimpath -o $@ ./examples/bookinfo
+bin/%: FORCE
+	@go build -trimpath -ldflags=-s -o $@ ./cmd/$*
+FORCE:
+
+demo: ## Bookinfo in the mesh, on this machine
+	@echo "building the binaries (the first time downloads modules) ..." && $(MAKE) --no-print-directory build
+	@bin/lateen demo
+
+setup: ## what the tests need beyond Go
+	@tools/setup
+
+test: setup lint ## everything
+	go test -race -timeout 20m ./...
+	$(MAKE) --no-print-directory fuzz
+
+quick: ## what one runs at every save
+	go build ./... && go vet ./... && go test -short -timeout 2m ./...
+
+lint:
+	$(TOOL) golangci-lint run ./...
+
+fuzz: ## each fuzz target for a short time
+	@tools/fuzz $(FUZZTIME)
+
+bench:
+	go test -run '^$$' -bench . -benchmem -benchtime 1s ./...
+
+fix:
+	gofmt -s -w . && $(TOOL) golangci-lint run --fix ./...
+
+clean:
+	rm -rf bin
