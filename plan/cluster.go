@@ -97,6 +97,8 @@ type Balance struct {
 	Locality bool
 	// Failover orders localities to turn to: region to region.
 	Failover map[string]string
+	// From is the asking workload's own locality, for Locality, Failover and Distribute.
+	From string
 	// Distribute gives weights to localities of destination by the source's; already resolved for the scope.
 	Distribute map[string]uint32
 	Warmup     time.Duration

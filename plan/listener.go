@@ -103,6 +103,8 @@ type ServerTLS struct {
 	Mode TLSMode
 	// Secret names the Secret resource to terminate with, for TLSSimple, TLSMutual and TLSOptional.
 	Secret string
+	// CertFile, KeyFile and CAFile name PEM files on the proxy's machine instead.
+	CertFile, KeyFile, CAFile string
 	// SubjectAltNames, if any, are the names of which a client certificate must bear one.
 	SubjectAltNames []string
 	MinVersion      uint16 // crypto/tls's numbers; 0 is TLS 1.2
