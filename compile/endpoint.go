@@ -1,0 +1,102 @@
+package compile
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/plan"
+)
+
+// endpoints lists the workloads behind a cluster.
+func (a *asking) endpoints(name string) *plan.Endpoints {
+	port, subset, host, ok := splitCluster(name)
+	if !ok {
+		return nil
+	}
+	s := a.Service(a.namespace, host)
+	if s == nil {
+		return nil
+	}
+	p, ok := s.Port(port)
+	if !ok {
+		return nil
+	}
+	labels, known := a.subset(s, subset)
+	if !known {
+		return nil
+	}
+	out := &plan.Endpoints{Name: name}
+	for _, w := range a.Workloads(s) {
+		if !w.Labels.Match(labels) {
+			continue
+		}
+		if e, ok := a.endpoint(s, p, w); ok {
+			out.Endpoints = append(out.Endpoints, e)
+		}
+	}
+	slices.SortFunc(out.Endpoints, func(x, y plan.Endpoint) int {
+		return cmp.Or(x.Address.Compare(y.Address), strings.Compare(x.Host, y.Host), cmp.Compare(x.Port, y.Port))
+	})
+	return out
+}
+
+// endpoint is a workload as the endpoint of a service's port.
+func (a *asking) endpoint(s *mesh.Service, p mesh.Port, w *mesh.Workload) (plan.Endpoint, bool) {
+	port := targetPort(p, w)
+	e := plan.Endpoint{
+		Weight: w.Weight, Health: health(w.Health), Locality: w.Locality, Network: w.Network,
+		MTLS: w.MTLS && !s.External, Workload: workload(w),
+	}
+	if w.ServiceAccount != "" {
+		e.Identity = spiffe(a.config.TrustDomain, w.Namespace, w.ServiceAccount)
+	}
+	switch {
+	case len(w.Addresses) > 0:
+		e.Address = netip.AddrPortFrom(w.Addresses[0], port)
+	case w.Host != "":
+		e.Host, e.Port = w.Host, port
+	default:
+		return e, false
+	}
+	return e, true
+}
+
+// targetPort is the workload's port that stands for a service port.
+func targetPort(p mesh.Port, w *mesh.Workload) uint16 {
+	if n, ok := w.Ports[p.Name]; ok && p.Name != "" {
+		return n
+	}
+	if n, ok := w.Ports[p.TargetName]; ok && p.TargetName != "" {
+		return n
+	}
+	if p.Target != 0 {
+		return p.Target
+	}
+	return p.Number
+}
+
+func health(h mesh.Health) plan.Health {
+	switch h {
+	case mesh.Unhealthy:
+		return plan.Unhealthy
+	case mesh.Draining:
+		return plan.Draining
+	default:
+		return plan.Healthy
+	}
+}
+
+func workload(w *mesh.Workload) plan.Workload {
+	return plan.Workload{
+		Name: w.WorkloadName, Namespace: w.Namespace, App: w.Labels["app"], Version: w.Labels["version"],
+		CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision,
+	}
+}
+
+// spiffe is the SPIFFE ID of a service account.
+func spiffe(domain, namespace, account string) string {
+	return "spiffe://" + domain + "/ns/" + namespace + "/sa/" + account
+}

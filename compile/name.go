@@ -1,0 +1,63 @@
+package compile
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/plan"
+)
+
+// name answers a DNS question. The question is a full name: resolvers append their search list themselves, so only
+// the name as it stands, and Kubernetes' own short forms, are looked up.
+func (a *asking) name(asked string) *plan.Name {
+	s := a.service(asked)
+	if s == nil {
+		return nil
+	}
+	n := &plan.Name{Name: asked}
+	for _, p := range s.Addresses {
+		if p.IsSingleIP() {
+			n.Addresses = append(n.Addresses, p.Addr())
+		}
+	}
+	if s.Headless {
+		n.Addresses = nil
+		for _, w := range a.Workloads(s) {
+			if w.Health == mesh.Healthy {
+				n.Addresses = append(n.Addresses, w.Addresses...)
+			}
+		}
+	}
+	slices.SortFunc(n.Addresses, func(x, y netip.Addr) int { return x.Compare(y) })
+	n.Addresses = slices.Compact(n.Addresses)
+	if len(n.Addresses) == 0 {
+		return nil
+	}
+	return n
+}
+
+// secret is the key material that a gateway terminates TLS with. Only gateways get one, and only of their own
+// namespace.
+func (a *asking) secret(name string) *plan.Secret {
+	if a.role != Gateway {
+		return nil
+	}
+	rest, ok := strings.CutPrefix(name, secretPrefix)
+	if !ok {
+		return nil
+	}
+	namespace, short, _ := strings.Cut(rest, "/")
+	if namespace != a.namespace {
+		return nil
+	}
+	s := a.Secret(namespace, short)
+	if s == nil {
+		return nil
+	}
+	return &plan.Secret{Name: name, Chain: s.Chain, Key: s.Key, Roots: s.Roots}
+}
+
+// secretPrefix begins the name of a secret that comes from a Kubernetes Secret, as in Istio.
+const secretPrefix = "kubernetes://"

@@ -1,0 +1,409 @@
+package compile
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/plan"
+)
+
+// route decides about the requests for a host and port, "host:port" as a client writes it, or about those of a
+// gateway's port, "gateway|port".
+func (a *asking) route(name string) *plan.Route {
+	if rest, ok := strings.CutPrefix(name, plan.ListenerGateway); ok {
+		if a.role != Gateway {
+			return nil
+		}
+		return a.gatewayRoute(name, rest)
+	}
+	host, port, ok := splitPort(name)
+	if !ok {
+		return nil
+	}
+	s := a.service(host)
+	if addr, err := netip.ParseAddr(host); err == nil && s == nil {
+		s = a.ServiceAt(a.namespace, addr, port)
+	}
+	var routes []*mesh.Route
+	if s != nil {
+		routes = a.Routes(a.namespace, mesh.GatewayMesh, s.Host)
+	} else {
+		for _, h := range a.hosts(host) {
+			if routes = a.Routes(a.namespace, mesh.GatewayMesh, h); len(routes) > 0 {
+				break
+			}
+		}
+	}
+	if s != nil {
+		if _, ok := s.Port(port); !ok {
+			s = nil
+		}
+	}
+	if s == nil && len(routes) == 0 {
+		return nil
+	}
+	h := plan.VirtualHost{Name: name, Domains: a.domains(s, host, port)}
+	for _, r := range routes[:min(1, len(routes))] { // in the mesh the oldest route of a host counts alone
+		h.Rules = append(h.Rules, a.rules(r, mesh.GatewayMesh, port)...)
+	}
+	if s != nil {
+		h.Name, h.Service = s.Host+":"+strconv.Itoa(int(port)), serviceName(s)
+		if len(routes) == 0 || !hasHTTP(routes[0]) {
+			h.Rules = append(h.Rules, a.defaultRule(s, port))
+		}
+	}
+	if len(h.Rules) == 0 {
+		return nil
+	}
+	return &plan.Route{Name: name, Hosts: []plan.VirtualHost{h}}
+}
+
+func hasHTTP(r *mesh.Route) bool { return len(r.HTTP) > 0 }
+
+// domains lists the spellings of a service's host, each with and without port, and the host as asked.
+func (a *asking) domains(s *mesh.Service, asked string, port uint16) []string {
+	names := []string{strings.ToLower(asked)}
+	if s != nil {
+		names = append(names, s.Host)
+		if short, ok := strings.CutSuffix(s.Host, "."+clusterDomain); ok {
+			names = append(names, short, short+".svc")
+			if name, ns, ok := strings.Cut(short, "."); ok && ns == a.namespace {
+				names = append(names, name)
+			}
+		}
+		for _, p := range s.Addresses {
+			if p.IsSingleIP() {
+				names = append(names, bracketed(p.Addr()))
+			}
+		}
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	out := make([]string, 0, 2*len(names))
+	for _, n := range names {
+		out = append(out, n)
+		if !strings.HasPrefix(n, "*") {
+			out = append(out, n+":"+strconv.Itoa(int(port)))
+		}
+	}
+	return out
+}
+
+func bracketed(addr netip.Addr) string {
+	if addr.Is6() {
+		return "[" + addr.String() + "]"
+	}
+	return addr.String()
+}
+
+// The default retries (Istio's).
+const retryAttempts = 2
+
+func defaultRetry() *plan.Retry {
+	return &plan.Retry{
+		Attempts:      retryAttempts,
+		On:            plan.OnConnectFailure | plan.OnRefusedStream | plan.OnGRPCUnavailable | plan.OnGRPCCancelled | plan.OnStatusCodes,
+		AvoidPrevious: true,
+	}
+}
+
+// defaultRule sends everything to the service.
+func (a *asking) defaultRule(s *mesh.Service, port uint16) plan.Rule {
+	return plan.Rule{
+		Name: "default", Clusters: []plan.WeightedCluster{{Cluster: clusterName(port, "", s.Host)}}, Retry: a.retry(nil),
+		Operation: s.Host + ":" + strconv.Itoa(int(port)) + "/*", Origin: origin(s.Origin, 0),
+	}
+}
+
+// rules compiles the HTTP rules of a route for one gateway (or the mesh) and port.
+func (a *asking) rules(r *mesh.Route, gateway string, port uint16) []plan.Rule {
+	var out []plan.Rule
+	for i := range r.HTTP {
+		rule := &r.HTTP[i]
+		if rule.Delegate != "" {
+			out = append(out, a.delegated(r, rule, gateway, port)...)
+			continue
+		}
+		out = append(out, a.rule(r, rule, nil, gateway, port)...)
+	}
+	return out
+}
+
+// delegated compiles the rules of the route that a rule delegates to; it delegates no further.
+func (a *asking) delegated(r *mesh.Route, root *mesh.HTTPRule, gateway string, port uint16) []plan.Rule {
+	namespace, name, _ := strings.Cut(root.Delegate, "/")
+	d := a.Route(namespace, name)
+	if d == nil {
+		return nil
+	}
+	var out []plan.Rule
+	for i := range d.HTTP {
+		if rule := &d.HTTP[i]; rule.Delegate == "" {
+			// The delegate itself is bound to no gateway: the root's count.
+			bound := *d
+			bound.Gateways = r.Gateways
+			out = append(out, a.rule(&bound, rule, root, gateway, port)...)
+		}
+	}
+	return out
+}
+
+// rule compiles one HTTP rule: one plan.Rule for each of its matches that is for this asker.
+func (a *asking) rule(r *mesh.Route, rule, root *mesh.HTTPRule, gateway string, port uint16) []plan.Rule {
+	roots := []mesh.HTTPMatch{{}}
+	if root != nil && len(root.Matches) > 0 {
+		roots = root.Matches
+	}
+	matches := rule.Matches
+	if len(matches) == 0 {
+		matches = []mesh.HTTPMatch{{}}
+	}
+	var out []plan.Rule
+	for _, rm := range roots {
+		for _, m := range matches {
+			both, ok := narrow(rm, m)
+			if !ok || both.Port != 0 && both.Port != port ||
+				!a.applies(both.Gateways, r.Gateways, gateway, both.SourceLabels, both.SourceNamespace) {
+				continue
+			}
+			p := a.action(r, rule, both, port)
+			p.Match = requestMatch(both)
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// narrow joins a root's match with its delegate's, which must not contradict it.
+func narrow(root, m mesh.HTTPMatch) (mesh.HTTPMatch, bool) {
+	out := m
+	for _, f := range []struct {
+		root mesh.StringMatch
+		to   *mesh.StringMatch
+	}{{root.URI, &out.URI}, {root.Method, &out.Method}, {root.Scheme, &out.Scheme}, {root.Authority, &out.Authority}} {
+		joined, ok := narrowText(f.root, *f.to)
+		if !ok {
+			return out, false
+		}
+		*f.to = joined
+	}
+	out.Headers = slices.Concat(root.Headers, m.Headers)
+	out.Query = slices.Concat(root.Query, m.Query)
+	if out.Port == 0 {
+		out.Port = root.Port
+	} else if root.Port != 0 && root.Port != out.Port {
+		return out, false
+	}
+	if len(out.Gateways) == 0 {
+		out.Gateways = root.Gateways
+	}
+	if len(out.SourceLabels) == 0 {
+		out.SourceLabels = root.SourceLabels
+	}
+	if out.SourceNamespace == "" {
+		out.SourceNamespace = root.SourceNamespace
+	}
+	return out, true
+}
+
+func narrowText(root, m mesh.StringMatch) (mesh.StringMatch, bool) {
+	switch {
+	case root.Kind == mesh.MatchNone:
+		return m, true
+	case m.Kind == mesh.MatchNone:
+		return root, true
+	case root == m:
+		return m, true
+	case root.Kind == mesh.MatchRegex || m.Kind == mesh.MatchRegex:
+		return m, false
+	case root.Kind == mesh.MatchPrefix && (m.Kind == mesh.MatchPrefix || m.Kind == mesh.MatchExact):
+		return m, strings.HasPrefix(m.Value, root.Value)
+	}
+	return m, false
+}
+
+// action is what a rule does, without its match.
+func (a *asking) action(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch, port uint16) plan.Rule {
+	p := plan.Rule{
+		Name: rule.Name, Origin: origin(r.Origin, rule.Line), Timeout: rule.Timeout, Retry: a.retry(rule.Retry),
+		Request: headerEdits(rule.Headers.Request), Response: headerEdits(rule.Headers.Response),
+	}
+	if m.Name != "" {
+		p.Name = strings.TrimPrefix(rule.Name+"."+m.Name, ".")
+	}
+	switch {
+	case rule.Redirect != nil:
+		p.Redirect, p.Retry = redirect(rule.Redirect, m), nil
+	case rule.Direct != nil:
+		p.Direct, p.Retry = &plan.DirectResponse{Code: rule.Direct.Status, Body: rule.Direct.Body}, nil
+	default:
+		p.Clusters = a.destinations(rule.Routes, port)
+		for _, d := range rule.Routes[:min(1, len(rule.Routes))] {
+			p.Operation = d.Host + ":" + strconv.Itoa(int(a.destinationPort(d, port))) + "/*"
+		}
+	}
+	if w := rule.Rewrite; w != nil {
+		p.Rewrite = &plan.Rewrite{Path: w.URI, Authority: w.Authority, Regex: w.Regex, Substitution: w.Substitution}
+		if m.URI.Kind == mesh.MatchPrefix && w.URI != "" {
+			p.Rewrite.Prefix = m.URI.Value
+		} else if m.URI.Kind == mesh.MatchNone && w.URI != "" {
+			p.Rewrite.Prefix = "/"
+		}
+	}
+	p.Fault = fault(rule.Fault)
+	if p.Fault != nil {
+		p.Timeout, p.Retry = rule.Timeout, a.retry(rule.Retry)
+	}
+	for _, x := range rule.Mirrors {
+		p.Mirrors = append(p.Mirrors, plan.Mirror{Cluster: a.clusterOf(x.Destination, port), Percent: x.Percent})
+	}
+	p.CORS = cors(rule.CORS)
+	return p
+}
+
+// destinations are the clusters of weighted destinations. Those of weight 0 get nothing, unless all have it.
+func (a *asking) destinations(list []mesh.Destination, port uint16) []plan.WeightedCluster {
+	var out []plan.WeightedCluster
+	for _, d := range list {
+		if d.Weight == 0 && len(list) > 1 {
+			continue
+		}
+		out = append(out, plan.WeightedCluster{
+			Cluster: a.clusterOf(d, port), Weight: d.Weight,
+			Request: headerEdits(d.Headers.Request), Response: headerEdits(d.Headers.Response),
+		})
+	}
+	return out
+}
+
+func (a *asking) clusterOf(d mesh.Destination, port uint16) string {
+	return clusterName(a.destinationPort(d, port), d.Subset, d.Host)
+}
+
+// destinationPort is the port that a destination names, else its service's only port, else the one that was called.
+func (a *asking) destinationPort(d mesh.Destination, port uint16) uint16 {
+	if d.Port != 0 {
+		return d.Port
+	}
+	if s := a.Service(a.namespace, d.Host); s != nil && len(s.Ports) == 1 {
+		return s.Ports[0].Number
+	}
+	return port
+}
+
+func requestMatch(m mesh.HTTPMatch) plan.RequestMatch {
+	out := plan.RequestMatch{Path: text(m.URI), Method: text(m.Method), Scheme: text(m.Scheme), Authority: text(m.Authority)}
+	for _, h := range m.Headers {
+		out.Headers = append(out.Headers, plan.HeaderMatch{Name: h.Name, Value: text(h.Value), Invert: h.Invert})
+	}
+	for _, q := range m.Query {
+		out.Query = append(out.Query, plan.HeaderMatch{Name: q.Name, Value: text(q.Value), Invert: q.Invert})
+	}
+	return out
+}
+
+func text(m mesh.StringMatch) plan.StringMatch {
+	return plan.StringMatch{Kind: plan.MatchKind(m.Kind), Value: m.Value, IgnoreCase: m.IgnoreCase}
+}
+
+func headerEdits(e mesh.HeaderEdits) plan.HeaderEdits {
+	out := plan.HeaderEdits{}
+	for _, f := range e.Set {
+		out.Set = append(out.Set, plan.Header(f))
+	}
+	for _, f := range e.Add {
+		out.Add = append(out.Add, plan.Header(f))
+	}
+	for _, n := range e.Remove {
+		out.Remove = append(out.Remove, strings.ToLower(n))
+	}
+	return out
+}
+
+func redirect(r *mesh.Redirect, m mesh.HTTPMatch) *plan.Redirect {
+	out := &plan.Redirect{
+		Scheme: r.Scheme, Authority: r.Authority, Path: r.URI, Prefix: r.PrefixRewrite, Port: r.Port,
+		PortFromRequest: r.PortFromRequest, Code: r.Code,
+	}
+	if r.PrefixRewrite != "" {
+		out.MatchedPrefix = "/"
+		if m.URI.Kind == mesh.MatchPrefix {
+			out.MatchedPrefix = m.URI.Value
+		}
+	}
+	if out.Code == 0 {
+		out.Code = 301
+	}
+	return out
+}
+
+// retry is a rule's policy, else the mesh's, else Istio's default.
+func (a *asking) retry(r *mesh.Retry) *plan.Retry {
+	if r == nil {
+		if r = a.config.DefaultRetry; r == nil {
+			return defaultRetry()
+		}
+	}
+	if r.Attempts <= 0 {
+		return nil
+	}
+	out := defaultRetry()
+	out.Attempts, out.PerTryTimeout, out.Backoff, out.AvoidPrevious = r.Attempts, r.PerTryTimeout, r.Backoff, r.IgnorePrevious
+	if len(r.On) == 0 {
+		return out
+	}
+	out.On = 0
+	for _, c := range r.On {
+		if code, err := strconv.Atoi(c); err == nil {
+			out.StatusCodes = append(out.StatusCodes, code)
+			out.On |= plan.OnStatusCodes
+			continue
+		}
+		if i := slices.Index(plan.RetryOnNames, c); i >= 0 {
+			out.On |= 1 << i
+		}
+	}
+	return out
+}
+
+// grpcNames are the names of gRPC's status codes, by number.
+var grpcNames = []string{
+	"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
+	"RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE",
+	"DATA_LOSS", "UNAUTHENTICATED",
+}
+
+func fault(f *mesh.Fault) *plan.Fault {
+	if f == nil {
+		return nil
+	}
+	out := &plan.Fault{
+		Delay: f.Delay, DelayPercent: f.DelayPercent, AbortStatus: f.AbortHTTP, AbortGRPC: -1, AbortPercent: f.AbortPercent,
+	}
+	if f.AbortGRPC != "" {
+		if n, err := strconv.Atoi(f.AbortGRPC); err == nil {
+			out.AbortGRPC = n
+		} else {
+			out.AbortGRPC = slices.Index(grpcNames, strings.ToUpper(f.AbortGRPC))
+		}
+	}
+	return out
+}
+
+func cors(c *mesh.CORS) *plan.CORS {
+	if c == nil {
+		return nil
+	}
+	out := &plan.CORS{
+		AllowMethods: c.AllowMethods, AllowHeaders: c.AllowHeaders, ExposeHeaders: c.ExposeHeaders,
+		MaxAge: c.MaxAge.Truncate(time.Second), AllowCredentials: c.AllowCredentials, ForwardUnmatched: c.ForwardUnmatched,
+	}
+	for _, o := range c.AllowOrigins {
+		out.AllowOrigins = append(out.AllowOrigins, text(o))
+	}
+	return out
+}

@@ -1,0 +1,143 @@
+package compile
+
+import (
+	"maps"
+
+	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/plan"
+)
+
+// policies are the traffic policies in force for a service and an asker, the oldest first; several for one host
+// are taken together.
+type policies []*mesh.Traffic
+
+// traffic finds the traffic policies for a service: those of the asker's namespace, else of the service's, else of
+// the root namespace (Istio's order). One that selects the asker's workload beats those that select nobody.
+func (a *asking) traffic(s *mesh.Service) policies {
+	seen := map[string]bool{}
+	for _, ns := range []string{a.namespace, s.Namespace, a.config.RootNamespace} {
+		if seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		var all, mine policies
+		for _, t := range a.Traffic(ns, a.namespace, s.Host) {
+			switch {
+			case t.Selector == nil:
+				all = append(all, t)
+			case ns == a.namespace && a.labels().Match(t.Selector):
+				mine = append(mine, t)
+			}
+		}
+		if len(mine) > 0 {
+			return mine
+		}
+		if len(all) > 0 {
+			return all
+		}
+	}
+	return nil
+}
+
+func (p policies) origin() plan.Origin {
+	if len(p) == 0 {
+		return plan.Origin{}
+	}
+	return origin(p[0].Origin, 0)
+}
+
+func (p policies) subset(name string) *mesh.Subset {
+	for _, t := range p {
+		for i := range t.Subsets {
+			if t.Subsets[i].Name == name {
+				return &t.Subsets[i]
+			}
+		}
+	}
+	return nil
+}
+
+func (p policies) subsetNames() []string {
+	var names []string
+	for _, t := range p {
+		for i := range t.Subsets {
+			names = append(names, t.Subsets[i].Name)
+		}
+	}
+	return names
+}
+
+// merged is the policy for a subset and port: the host's, overlaid by the host's for the port, by the subset's and
+// by the subset's for the port. What a port sets replaces all that the level above sets for it.
+func (p policies) merged(subset string, port uint16) mesh.TrafficPolicy {
+	var out mesh.TrafficPolicy
+	for _, t := range p {
+		if !empty(t.Policy) {
+			out = overlay(out, t.Policy)
+			break
+		}
+	}
+	if s := p.subset(subset); subset != "" && s != nil {
+		ports := maps.Clone(out.Ports)
+		out = overlay(out, s.Policy)
+		if len(s.Policy.Ports) > 0 {
+			if ports == nil {
+				ports = s.Policy.Ports
+			} else {
+				maps.Copy(ports, s.Policy.Ports)
+			}
+		}
+		out.Ports = ports
+	}
+	if at, ok := out.Ports[port]; ok {
+		out = overlay(out, at)
+	}
+	return out
+}
+
+func empty(p mesh.TrafficPolicy) bool {
+	return p.Balance == nil && p.Connections == nil && p.Outlier == nil && p.TLS == nil && p.Tunnel == nil &&
+		p.ProxyProtocol == 0 && p.RetryBudget == nil && len(p.Ports) == 0
+}
+
+// overlay puts what over sets in the place of what base sets.
+func overlay(base, over mesh.TrafficPolicy) mesh.TrafficPolicy {
+	if over.Balance != nil {
+		base.Balance = over.Balance
+	}
+	if over.Connections != nil {
+		base.Connections = over.Connections
+	}
+	if over.Outlier != nil {
+		base.Outlier = over.Outlier
+	}
+	if over.TLS != nil {
+		base.TLS = over.TLS
+	}
+	if over.Tunnel != nil {
+		base.Tunnel = over.Tunnel
+	}
+	if over.ProxyProtocol != 0 {
+		base.ProxyProtocol = over.ProxyProtocol
+	}
+	if over.RetryBudget != nil {
+		base.RetryBudget = over.RetryBudget
+	}
+	if over.Ports != nil {
+		base.Ports = over.Ports
+	}
+	return base
+}
+
+// subset returns the labels of a service's subset; known is false if no policy defines it. The empty subset is
+// everything.
+func (a *asking) subset(s *mesh.Service, name string) (labels mesh.Labels, known bool) {
+	if name == "" {
+		return nil, true
+	}
+	sub := a.traffic(s).subset(name)
+	if sub == nil {
+		return nil, false
+	}
+	return sub.Labels, true
+}
