@@ -17,17 +17,17 @@ var (
 	errNoUpgrade = errors.New("http2 connection: the server does not offer extended CONNECT; send upgrades over HTTP/1.1")
 )
 
-// Owner is who keeps a ClientConn, a pool as a rule. Its methods are called
+// ClientOwner is who keeps a ClientConn, a pool as a rule. Its methods are called
 // from within the connection's, so that they may open exchanges but should not
 // do more than keep books.
-type Owner interface {
+type ClientOwner interface {
 	// OnRoom says that Available has risen from 0, or that the server's SETTINGS have arrived.
 	OnRoom(c *ClientConn)
 	// OnDraining says that the server has sent GOAWAY: nothing can be opened any more, what is open goes on.
-	// err is nil if the server is just leaving. Exchanges that it did not take are aborted after this.
-	OnDraining(c *ClientConn, err error)
-	// OnDead says, once, that the connection is useless. err is nil after draining. Exchanges are aborted after this.
-	OnDead(c *ClientConn, err error)
+	// Err is nil if the server is just leaving. Exchanges that it did not take are aborted after this.
+	OnDraining(c *ClientConn)
+	// OnDead says, once, that the connection is useless. Err is nil after draining. Exchanges are aborted after this.
+	OnDead(c *ClientConn)
 }
 
 // ClientConn is the client's side of a connection. Its OnData, OnEOF, OnClose
@@ -36,16 +36,16 @@ type Owner interface {
 // must be at least 16 KiB and 9 bytes.
 type ClientConn struct {
 	core
-	owner Owner
+	owner ClientOwner
 	// opening are exchanges whose head is not yet sent: they have no identifier, since those go out in order.
 	opening  []*exchange
 	draining bool
 	goneID   uint32 // the last stream that the server's GOAWAY promised to serve
 }
 
-// NewClient begins a connection on conn by sending the preface and our
+// NewClientConn begins a connection on conn by sending the preface and our
 // SETTINGS. Exchanges may be opened at once.
-func NewClient(conn Conn, owner Owner, cfg Config) *ClientConn {
+func NewClientConn(conn Conn, cfg Config, owner ClientOwner) *ClientConn {
 	c := &ClientConn{owner: owner, goneID: maxStreamID}
 	c.begin(conn, c, false, cfg)
 	conn.Write([]byte(Preface))
@@ -65,11 +65,14 @@ func (c *ClientConn) Available() int {
 	if c.gotPeer {
 		limit = int(min(int64(c.cfg.MaxStreams), int64(c.peer.maxStreams)))
 	}
-	return max(0, limit-len(c.streams)-len(c.opening))
+	return max(0, limit-c.Active())
 }
 
 // Upgrades reports whether the server takes upgrades (RFC 8441), and whether that is known yet: OnRoom follows.
 func (c *ClientConn) Upgrades() (offered, known bool) { return c.peer.extendedConnect, c.gotPeer }
+
+// Active is the number of open exchanges, those without a head included.
+func (c *ClientConn) Active() int { return len(c.streams) + len(c.opening) }
 
 // Open begins an exchange whose response goes to r; it reports false if none can be opened.
 // The stream begins with SendHead; before, the exchange only holds its place.
@@ -91,7 +94,7 @@ func (c *ClientConn) Drain() {
 }
 
 func (c *ClientConn) finishDrained() {
-	if c.draining && !c.dead && len(c.streams) == 0 && len(c.opening) == 0 {
+	if c.draining && !c.dead && c.Active() == 0 {
 		c.control(appendGoAway(c.out[:0], 0, ErrCodeNo, ""))
 		c.finish()
 	}
@@ -130,7 +133,7 @@ func (c *ClientConn) writeHead(x *exchange, h *stream.Head, end bool) {
 	}
 	if c.lastID == maxStreamID && !c.draining { // identifiers are used up (RFC 9113 section 5.1.1)
 		c.draining = true
-		c.owner.OnDraining(c, nil)
+		c.owner.OnDraining(c)
 		c.refuseOpening(errDraining)
 		c.finishDrained()
 	}
@@ -161,7 +164,7 @@ func (c *ClientConn) drained() {}
 func (c *ClientConn) lastServed() uint32 { return 0 }
 
 func (c *ClientConn) broken(err error) {
-	c.owner.OnDead(c, err)
+	c.owner.OnDead(c)
 	c.refuseOpening(err)
 }
 
@@ -182,8 +185,8 @@ func (c *ClientConn) goAway(last uint32, code ErrCode, debug []byte) *Error {
 		err = &Error{Code: code, Remote: true, Reason: string(debug)}
 	}
 	if !c.draining {
-		c.draining = true
-		c.owner.OnDraining(c, err)
+		c.draining, c.err = true, err
+		c.owner.OnDraining(c)
 	}
 	if err == nil {
 		err = errDraining
@@ -266,7 +269,7 @@ func (x *exchange) onResponse(h *stream.Head, end bool) *Error {
 	}
 	x.recv.OnHead(h, end)
 	if end {
-		x.halfClosed()
+		x.remoteEnd()
 	}
 	return nil
 }

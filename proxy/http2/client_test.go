@@ -30,14 +30,15 @@ func clientCases() []clientConformance {
 		{"5.1", "idle: RST_STREAM", "GET", rawReset(3, ErrCodeCancel), connection(ErrCodeProtocol), ""},
 		{"5.1", "idle: WINDOW_UPDATE", "GET", rawWindow(3, 1), connection(ErrCodeProtocol), ""},
 		{"5.1", "even stream: HEADERS", "GET", rawHeaders(2, true, status200...), connection(ErrCodeProtocol), ""},
-		{"5.1", "half-closed (remote): DATA", "POST", resp + rawData(1, true, "") + rawData(1, true, "x"), reset(1, ErrCodeStreamClosed), "head 200; data 0 end"},
-		{"5.1", "half-closed (remote): HEADERS", "POST", resp + rawData(1, true, "") + rawHeaders(1, true, "a", "b"), reset(1, ErrCodeStreamClosed), "head 200; data 0 end"},
+		{"5.1", "half-closed (remote): DATA", "CONNECT", resp + rawData(1, true, "") + rawData(1, true, "x"), reset(1, ErrCodeStreamClosed), "head 200; data 0 end; abort protocol"},
+		{"5.1", "half-closed (remote): HEADERS", "CONNECT", resp + rawData(1, true, "") + rawHeaders(1, true, "a", "b"), reset(1, ErrCodeStreamClosed), "head 200; data 0 end; abort protocol"},
 		{"5.1", "closed: all is discarded", "GET", rawHeaders(1, true, status200...) + rawHeaders(1, true, status200...) + rawData(1, true, "x") + rawReset(1, 0) + rawWindow(1, 1), fine(), "head 200 end"},
 		{"6.5.2", "ENABLE_PUSH 1", "GET", rawSettings(setting(settingEnablePush, 1)), connection(ErrCodeProtocol), "abort protocol"},
 		{"6.5.2", "ENABLE_PUSH 0", "GET", rawSettings(setting(settingEnablePush, 0)), fine(), ""},
 		{"6.6", "PUSH_PROMISE", "GET", raw(framePushPromise, flagEndHeaders, 1, "\x00\x00\x00\x02"), connection(ErrCodeProtocol), "abort protocol"},
 		{"6.8", "second GOAWAY promises more", "GET", raw(frameGoAway, 0, 0, u32(1)+u32(0)) + raw(frameGoAway, 0, 0, u32(3)+u32(0)), connection(ErrCodeProtocol), "abort protocol"},
 		{"8.1", "response", "GET", resp + rawData(1, false, "abc") + rawData(1, true, "d"), fine(), "head 200; data 3; data 1 end"},
+		{"8.1", "response before the request is whole", "POST", resp + rawData(1, true, "x"), reset(1, ErrCodeCancel), "head 200; data 1 end"},
 		{"8.1", "response with trailers", "GET", resp + rawData(1, false, "abc") + rawHeaders(1, true, "grpc-status", "0"), fine(), "head 200; data 3; trailers  grpc-status=0"},
 		{"8.1", "trailers only (gRPC)", "GET", rawHeaders(1, true, with(status200, "grpc-status", "5")...), fine(), "head 200 grpc-status=5 end"},
 		{"8.1", "trailers without END_STREAM", "GET", resp + rawHeaders(1, false, "a", "b"), malformed(), "head 200; abort protocol"},
@@ -153,8 +154,8 @@ func TestClientOpenOrder(t *testing.T) {
 	ss[0].Reset(stream.AbortLocal)
 	ss[2].SendHead(request("GET", "/2"), true)
 	ss[1].SendHead(request("GET", "/1"), true)
-	if n := d.c.Available(); n != 1 || d.c.Streams() != 2 {
-		t.Errorf("%d available, %d open", n, d.c.Streams())
+	if n := d.c.Available(); n != 1 || d.c.Active() != 2 {
+		t.Errorf("%d available, %d open", n, d.c.Active())
 	}
 	d.feed(rawHeaders(1, true, status200...))
 	if len(rs[2].log) != 1 || len(rs[1].log)+len(rs[0].log) != 0 {
@@ -184,8 +185,8 @@ func TestClientResets(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newDesk(t, Config{})
 			r := d.open(request("POST", "/"), false)
-			d.frames()
 			d.feed(tt.in)
+			d.frames()
 			if r.why != tt.want {
 				t.Fatalf("told %v", r.log)
 			}
@@ -195,8 +196,8 @@ func TestClientResets(t *testing.T) {
 			}
 			r.s.SendData([]byte("late"), true)
 			r.s.Reset(stream.AbortLocal)
-			if fs := d.frames(); len(fs) != 0 || d.c.Streams() != 0 {
-				t.Errorf("after it we wrote %+v; %d streams are open", fs, d.c.Streams())
+			if fs := d.frames(); len(fs) != 0 || d.c.Active() != 0 {
+				t.Errorf("after it we wrote %+v; %d streams are open", fs, d.c.Active())
 			}
 		})
 	}
@@ -293,7 +294,7 @@ func TestClientConnectionLost(t *testing.T) {
 			if open.why != tt.want || done.why != stream.AbortNone || unsent.why != stream.AbortRefused {
 				t.Errorf("open %v, complete %v, unsent %v", open.why, done.why, unsent.why)
 			}
-			if len(d.dead) != 1 || d.dead[0] == nil || d.c.Err() == nil || d.c.Available() != 0 || d.c.Streams() != 0 {
+			if len(d.dead) != 1 || d.dead[0] == nil || d.c.Err() == nil || d.c.Available() != 0 || d.c.Active() != 0 {
 				t.Errorf("owner told %v", d.dead)
 			}
 			if _, ok := d.c.Open(unsent); ok || d.c.Ping() {

@@ -139,10 +139,7 @@ func (c *core) OnDrain() {
 	c.flush()
 }
 
-// Streams is the number of exchanges that the peer knows to be open.
-func (c *core) Streams() int { return len(c.streams) }
-
-// Err says why the connection ended; nil while it is usable and after a graceful end.
+// Err says why the connection ended or drains; nil while it is usable and after a graceful end.
 func (c *core) Err() error { return c.err }
 
 // Ping sends a keepalive PING. It reports false, and sends nothing, if the one

@@ -51,6 +51,8 @@ func (x *exchange) onData(size int, p []byte, end bool) *Error {
 		x.flags |= gotEnd
 	}
 	switch {
+	case x.flags&deaf != 0:
+		c.owed += len(p)
 	case x.flags&paused != 0 || x.kept.n > 0:
 		x.keep(p)
 	case len(p) > 0 || end:
@@ -59,7 +61,7 @@ func (x *exchange) onData(size int, p []byte, end bool) *Error {
 	}
 	x.credit()
 	if end {
-		x.halfClosed()
+		x.remoteEnd()
 	}
 	return nil
 }
@@ -250,7 +252,7 @@ func (x *exchange) takeTurn() {
 	}
 	if x.flags&full != 0 && x.pending.n <= c.cfg.SendBuffer/creditPart {
 		x.flags &^= full
-		if !end {
+		if x.flags&deaf == 0 {
 			x.recv.OnDrain()
 		}
 	}

@@ -197,6 +197,7 @@ type bed struct {
 	s    *ServerConn
 	time time.Time
 	reqs []*recorder
+	errs []string
 	on   func(r *recorder, event string)
 }
 
@@ -205,6 +206,8 @@ func (b *bed) Accept(s stream.Sender) stream.Receiver {
 	b.reqs = append(b.reqs, r)
 	return r
 }
+
+func (b *bed) OnFault(_ *ServerConn, err *Error) { b.errs = append(b.errs, err.Error()) }
 
 // newBed makes a server that has exchanged SETTINGS; what it wrote then is gone.
 func newBed(t testing.TB, cfg Config) *bed {
@@ -217,7 +220,7 @@ func newBed(t testing.TB, cfg Config) *bed {
 func bareBed(t testing.TB, cfg Config) *bed {
 	b := &bed{t: t, conn: new(sink), time: time.Unix(1, 0)}
 	cfg.Now = func() time.Time { return b.time }
-	b.s = NewServer(b.conn, b, cfg)
+	b.s = NewServerConn(b.conn, b, cfg, b)
 	return b
 }
 
@@ -271,12 +274,12 @@ type desk struct {
 }
 
 func (d *desk) OnRoom(*ClientConn) { d.room++ }
-func (d *desk) OnDraining(_ *ClientConn, err error) {
-	d.draining = append(d.draining, err)
+func (d *desk) OnDraining(c *ClientConn) {
+	d.draining = append(d.draining, c.Err())
 	d.write("draining")
 }
-func (d *desk) OnDead(_ *ClientConn, err error) {
-	d.dead = append(d.dead, err)
+func (d *desk) OnDead(c *ClientConn) {
+	d.dead = append(d.dead, c.Err())
 	d.write("dead")
 }
 
@@ -296,7 +299,7 @@ func newDesk(t testing.TB, cfg Config, settings ...string) *desk {
 func bareDesk(t testing.TB, cfg Config) *desk {
 	d := &desk{t: t, conn: new(sink), time: time.Unix(1, 0)}
 	cfg.Now = func() time.Time { return d.time }
-	d.c = NewClient(d.conn, d, cfg)
+	d.c = NewClientConn(d.conn, cfg, d)
 	return d
 }
 

@@ -119,7 +119,7 @@ func (e *encoder) again(name, value string) *seenField {
 		}
 		return &set[0]
 	}
-	set[1] = seenField{hash: h}
+	set[0], set[1] = seenField{hash: h}, set[0]
 	return nil
 }
 

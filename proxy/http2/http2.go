@@ -13,12 +13,12 @@
 // gRPC needs nothing special: trailers, Trailers-Only responses (a head with
 // end set) and streaming in both directions are plain parts of an exchange.
 //
-// What comes on top of stream.Receiver's contract, because a multiplexed
-// connection has it: a server's Receiver is told OnAbort also after the
-// request's end, as long as the response is not complete, since that is how a
-// client cancels. Resume delivers what was kept before it returns. A client's
-// SendHead may call OnAbort before it returns if the peer does not speak
-// extended CONNECT.
+// As in package http1, the end of the response is the end of an exchange (of a
+// tunnel: both ends). Until then OnAbort and OnDrain may be called, also after
+// the end of the incoming message, since that is how a client cancels; from
+// then on nothing is called, and a request that is not whole is given up.
+// Resume delivers what was kept before it returns. A client's SendHead may call
+// OnAbort before it returns: an upgrade that the server does not take.
 //
 // An upgrade (RFC 8441) is shown in the neutral form of HTTP/1.1: a GET with
 // Head.Upgrade and an "upgrade" field, answered by Status 101; on the wire it

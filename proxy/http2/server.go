@@ -2,6 +2,13 @@ package http2
 
 import "github.com/lateen-mesh/lateen/proxy/stream"
 
+// ServerOwner is who keeps a ServerConn.
+type ServerOwner interface {
+	// OnFault says what the client did wrong, where no Receiver can be told: a request that was refused before it
+	// reached the Server, or, with Error.Stream 0, why the connection ends. It is called before anything is aborted.
+	OnFault(c *ServerConn, err *Error)
+}
+
 // ServerConn is the server's side of a connection. Its OnData, OnEOF, OnClose
 // and OnDrain are to be called as the loop's Handler is; the bytes that OnData
 // did not consume are to be offered again, with more. KeepBytes of the loop
@@ -9,6 +16,7 @@ import "github.com/lateen-mesh/lateen/proxy/stream"
 type ServerConn struct {
 	core
 	server   stream.Server
+	owner    ServerOwner
 	prefaced bool
 	draining bool
 	// final is the last stream that the final GOAWAY promised to serve.
@@ -16,11 +24,11 @@ type ServerConn struct {
 	hasFinal bool
 }
 
-// NewServer begins a connection on conn by sending our SETTINGS and asks
+// NewServerConn begins a connection on conn by sending our SETTINGS and asks
 // server for the Receiver of each request. The client's preface is expected as
 // the first bytes, also after ALPN and after detection by DetectPreface.
-func NewServer(conn Conn, server stream.Server, cfg Config) *ServerConn {
-	s := &ServerConn{server: server}
+func NewServerConn(conn Conn, server stream.Server, cfg Config, owner ServerOwner) *ServerConn {
+	s := &ServerConn{server: server, owner: owner}
 	s.begin(conn, s, true, cfg)
 	conn.Write(appendSettings(s.out[:0], &s.cfg, true))
 	return s
@@ -42,6 +50,9 @@ func (s *ServerConn) OnData(p []byte) int {
 	s.prefaced = true
 	return len(Preface) + s.frames(p[len(Preface):])
 }
+
+// Active is the number of open exchanges.
+func (s *ServerConn) Active() int { return len(s.streams) }
 
 // Drain begins a graceful shutdown (RFC 9113 section 6.8): the client is asked
 // to open no more streams; when its answer shows that it knows, streams beyond
@@ -72,7 +83,7 @@ func (s *ServerConn) finishDrained() {
 }
 
 func (s *ServerConn) ended(x *exchange) {
-	if x.flags&(sentEnd|gotEnd) == sentEnd|gotEnd {
+	if x.flags&sentEnd != 0 {
 		s.guards.earn(guardReset, 1)
 	}
 	s.finishDrained()
@@ -87,7 +98,11 @@ func (s *ServerConn) lastServed() uint32 {
 
 func (s *ServerConn) settled() {}
 
-func (s *ServerConn) broken(error) {}
+func (s *ServerConn) broken(err error) {
+	if e, ok := err.(*Error); ok { //nolint:errorlint // only fail makes one, and does not wrap it
+		s.owner.OnFault(s, e)
+	}
+}
 
 // goAway ignores the client's GOAWAY: it speaks of streams that we would open, and the client closes when it is done.
 func (s *ServerConn) goAway(uint32, ErrCode, []byte) *Error { return nil }
@@ -117,9 +132,9 @@ func (s *ServerConn) headers(id uint32, flags frameFlags, block []byte) *Error {
 	}
 	switch {
 	case r.fault != "":
-		return s.refuse(id, ErrCodeProtocol)
+		return s.refuse(id, ErrCodeProtocol, r.fault)
 	case len(s.streams) >= s.cfg.MaxStreams:
-		return s.refuse(id, ErrCodeRefusedStream)
+		return s.refuse(id, ErrCodeRefusedStream, "more streams than SETTINGS_MAX_CONCURRENT_STREAMS")
 	case r.tooLarge:
 		return s.refuseLarge(id, end)
 	}
@@ -155,8 +170,9 @@ func (s *ServerConn) open(id uint32, r *headReader, h *stream.Head, end bool) {
 }
 
 // refuse answers a request that reaches nobody.
-func (s *ServerConn) refuse(id uint32, code ErrCode) *Error {
+func (s *ServerConn) refuse(id uint32, code ErrCode, reason string) *Error {
 	s.control(appendReset(s.out[:0], id, code))
+	s.owner.OnFault(s, &Error{Code: code, Stream: id, Reason: reason})
 	return s.spend(guardReset, 1)
 }
 
@@ -167,10 +183,14 @@ func (s *ServerConn) refuseLarge(id uint32, end bool) *Error {
 	if !end {
 		s.control(appendReset(s.out[:0], id, ErrCodeNo))
 	}
+	s.owner.OnFault(s, &Error{Code: ErrCodeNo, Stream: id, Reason: "the head is too large; answered 431"})
 	return s.spend(guardReset, 1)
 }
 
 func (s *ServerConn) writeHead(x *exchange, h *stream.Head, end bool) {
+	if h.Status != 101 && (h.Status < 200 || h.Status > 299) {
+		x.flags &^= isTunnel
+	}
 	s.startBlock().response(h, x.flags&isUpgrade != 0)
 	s.writeBlock(x.id, end)
 	if end {

@@ -14,7 +14,7 @@ const (
 	endQueued
 	sentEnd
 	gotHead
-	// gotEnd: the end of the peer's message arrived; toldEnd: the Receiver has it, or an abort.
+	// gotEnd: the end of the peer's message arrived; toldEnd: the Receiver has it.
 	gotEnd
 	toldEnd
 	// closed: the stream has left the connection. What is kept for the Receiver may still be delivered.
@@ -25,7 +25,9 @@ const (
 	inRing
 	// full: more is queued than SendBuffer; the Receiver is owed an OnDrain.
 	full
-	// isTunnel: the request's method is CONNECT; isUpgrade: with :protocol.
+	// deaf: the exchange is over for the Receiver, which is not called any more.
+	deaf
+	// isTunnel: the request's method is CONNECT, and no response has refused it; isUpgrade: with :protocol.
 	isTunnel
 	isUpgrade
 	// isHead: the request's method is HEAD, so that the response has no body.
@@ -100,6 +102,7 @@ func (x *exchange) SendData(p []byte, end bool) {
 			return
 		}
 	}
+	x.settle()
 	if x.pending.n == 0 {
 		x.moved = c.now()
 	}
@@ -140,6 +143,7 @@ func (x *exchange) SendTrailers(h *stream.Head) {
 		x.flags |= endQueued
 		x.trailers = c.cfg.Memory.takeHead()
 		x.trailers.CopyFrom(h)
+		x.settle()
 	default:
 		x.flags |= endQueued
 		c.writeTrailers(x, h)
@@ -159,7 +163,8 @@ func (x *exchange) Reset(why stream.Abort) {
 		}
 		x.remove()
 	}
-	x.hangUp()
+	x.flags |= deaf
+	x.forget()
 }
 
 // resetCode is how a reason to give up is said to the peer (RFC 9113 sections 7, 8.1 and 8.5).
@@ -190,14 +195,14 @@ func (x *exchange) Resume() {
 	}
 	c := x.c
 	x.flags |= resuming
-	for x.kept.n > 0 && x.flags&paused == 0 {
+	for x.kept.n > 0 && x.flags&(paused|deaf) == 0 {
 		k := x.kept.pop()
 		p := k.bytes()
 		c.unkept(len(p))
 		x.deliver(p, x.kept.n == 0 && x.flags&gotEnd != 0 && x.keptTrailers == nil)
 		c.cfg.Memory.giveChunk(k)
 	}
-	if x.flags&gotEnd != 0 && x.flags&(paused|toldEnd) == 0 {
+	if x.flags&gotEnd != 0 && x.flags&(paused|toldEnd|deaf) == 0 {
 		x.flags |= toldEnd
 		if h := x.keptTrailers; h != nil {
 			x.keptTrailers = nil
@@ -207,6 +212,7 @@ func (x *exchange) Resume() {
 			x.recv.OnData(nil, true)
 		}
 	}
+	x.settle()
 	x.flags &^= resuming
 	x.credit()
 	c.credit()
@@ -215,14 +221,16 @@ func (x *exchange) Resume() {
 // onTrailers takes trailers that were decoded into h, which is lent.
 func (x *exchange) onTrailers(h *stream.Head) {
 	x.flags |= gotEnd
-	if x.flags&paused != 0 || x.kept.n > 0 {
+	switch {
+	case x.flags&deaf != 0:
+	case x.flags&paused != 0 || x.kept.n > 0:
 		x.keptTrailers = x.c.cfg.Memory.takeHead()
 		x.keptTrailers.CopyFrom(h)
-	} else {
+	default:
 		x.flags |= toldEnd
 		x.recv.OnTrailers(h)
 	}
-	x.halfClosed()
+	x.remoteEnd()
 }
 
 // readTrailers reads a header block that came after the head.
@@ -264,17 +272,45 @@ func (c *core) streamFault(x *exchange, code ErrCode, reason string) *Error {
 	return c.spend(guardReset, 1)
 }
 
-// localEnd: our message is written whole.
+// localEnd: our message is written whole. A server that has answered before
+// the request was whole asks for no more of it (RFC 9113 section 8.1).
 func (x *exchange) localEnd() {
 	x.flags |= sentEnd
-	if x.flags&gotEnd != 0 {
+	x.settle()
+	switch {
+	case x.flags&gotEnd != 0:
+		x.remove()
+	case x.c.server && x.flags&(isTunnel|closed) == 0:
+		x.c.control(appendReset(x.c.out[:0], x.id, ErrCodeNo))
 		x.remove()
 	}
 }
 
-// halfClosed: the peer's message has arrived whole.
-func (x *exchange) halfClosed() {
+// remoteEnd: the peer's message has arrived whole.
+func (x *exchange) remoteEnd() {
+	x.settle()
 	if x.flags&sentEnd != 0 {
+		x.remove()
+	}
+}
+
+// settle ends the exchange for the Receiver when the response has ended; of a
+// tunnel, both directions. A client then gives up what is left of its request.
+func (x *exchange) settle() {
+	want := toldEnd
+	switch {
+	case x.flags&isTunnel != 0:
+		want |= endQueued
+	case x.c.server:
+		want = endQueued
+	}
+	if x.flags&want != want || x.flags&deaf != 0 {
+		return
+	}
+	x.flags |= deaf
+	x.forget()
+	if x.flags&(endQueued|closed) == 0 && !x.c.dead {
+		x.c.control(appendReset(x.c.out[:0], x.id, ErrCodeCancel))
 		x.remove()
 	}
 }
@@ -294,27 +330,26 @@ func (x *exchange) remove() {
 	c.role.ended(x)
 }
 
-// hangUp drops what is kept; the Receiver is not called any more.
-func (x *exchange) hangUp() {
-	x.flags |= toldEnd | closed
+// forget drops what is kept for the Receiver.
+func (x *exchange) forget() {
 	x.c.unkept(x.kept.n)
 	x.kept.drop(x.c.cfg.Memory)
 	x.c.cfg.Memory.giveHead(x.keptTrailers)
 	x.keptTrailers = nil
 }
 
-// abort ends the exchange because the peer or the connection gave it up. A
-// client whose response has arrived whole is not told: only the rest of its
-// request is without a taker. A server is told unless the exchange is complete.
+// abort ends the exchange because the peer or the connection gave it up. If a
+// client has the whole response, the rest of it may still be delivered.
 func (x *exchange) abort(why stream.Abort, err error) {
 	if x.flags&closed != 0 {
 		return
 	}
 	x.remove()
-	if !x.c.server && x.flags&gotEnd != 0 {
+	if x.flags&deaf != 0 || !x.c.server && x.flags&(gotEnd|isTunnel) == gotEnd {
 		return
 	}
-	x.hangUp()
+	x.flags |= deaf
+	x.forget()
 	if x.recv != nil {
 		x.recv.OnAbort(why, err)
 	}
