@@ -1,0 +1,113 @@
+package api
+
+import (
+	"bytes"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	meshconfig "istio.io/api/mesh/v1alpha1"
+	core "k8s.io/api/core/v1"
+)
+
+// ConfigName is the name of the ConfigMap that holds the mesh's configuration, in RootNamespace.
+const ConfigName = "istio"
+
+// configKey is the key of that ConfigMap under which MeshConfig stands.
+const configKey = "mesh"
+
+// defaultConfig is MeshConfig with Istio's defaults.
+func defaultConfig() *meshconfig.MeshConfig {
+	return &meshconfig.MeshConfig{
+		EnableTracing: true, TrustDomain: "cluster.local", RootNamespace: RootNamespace,
+		EnableAutoMtls: wrapperspb.Bool(true),
+		DefaultConfig:  &meshconfig.ProxyConfig{Tracing: &meshconfig.Tracing{Sampling: 1}},
+	}
+}
+
+// validateConfig reads the configuration in the ConfigMap and puts it into Spec.
+func validateConfig(c *check) {
+	if c.Name != ConfigName || c.Namespace != RootNamespace {
+		c.fault("metadata", "only ConfigMap %s/%s, the mesh's configuration, is read; keep others out of this folder", RootNamespace, ConfigName)
+		return
+	}
+	m := c.Spec.(*core.ConfigMap)
+	config := defaultConfig()
+	c.Spec = config
+	for name := range m.Data {
+		if name != configKey {
+			c.warn(in("data", name), "is accepted but not acted on yet; it has no effect")
+		}
+	}
+	text := m.Data[configKey]
+	if strings.TrimSpace(text) == "" {
+		return
+	}
+	c.r.nested(c, text, config)
+	c.sanity(config)
+}
+
+// nested reads the YAML text under data.mesh. Unknown fields in it are warnings, as in Istio.
+func (r *reader) nested(c *check, text string, config *meshconfig.MeshConfig) {
+	const path = "data." + configKey
+	outer, _ := c.place(path)
+	var root yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &root); err != nil {
+		c.fault(path, "this is not YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+		return
+	}
+	if len(root.Content) == 0 || isNull(root.Content[0]) {
+		return
+	}
+	n := root.Content[0]
+	if !shallow(n, 0) {
+		c.fault(path, "is nested more than %d deep", maxDepth)
+		return
+	}
+	offset := r.offset
+	r.prefix, r.lenient = path+".", true
+	// The lines of a block ("mesh: |") stand one for one below the key; those of other texts cannot be told.
+	if strings.Contains(text, "\n") {
+		r.offset = place{outer.line, r.indent(outer.line + 1)}
+	} else {
+		r.fixed = &outer
+	}
+	r.message(n, "", config.ProtoReflect())
+	r.prefix, r.lenient, r.fixed, r.offset = "", false, nil, offset
+}
+
+// indent is the number of spaces before a line of the file.
+func (r *reader) indent(line int) int {
+	n := 1
+	for text := range bytes.Lines(r.data) {
+		if n == line {
+			return len(text) - len(bytes.TrimLeft(text, " "))
+		}
+		n++
+	}
+	return 0
+}
+
+func (c *check) sanity(m *meshconfig.MeshConfig) {
+	if !isHost(m.TrustDomain, false) {
+		c.fault(in("data", configKey, "trustDomain"), "%q is not a trust domain; write a DNS name", m.TrustDomain)
+	}
+	if !dnsLabel.MatchString(m.RootNamespace) {
+		c.fault(in("data", configKey, "rootNamespace"), "%q is not a namespace", m.RootNamespace)
+	}
+	c.retries(in("data", configKey, "defaultHttpRetryPolicy"), m.DefaultHttpRetryPolicy)
+	c.percent(in("data", configKey, "defaultConfig", "tracing", "sampling"), m.GetDefaultConfig().GetTracing().GetSampling())
+	seen := map[string]bool{}
+	for i, e := range m.ExtensionProviders {
+		p := in("data", configKey, "extensionProviders", i)
+		switch {
+		case e.Name == "":
+			c.fault(p, "name is missing; objects refer to a provider by its name")
+		case seen[e.Name]:
+			c.fault(p, "two providers are named %q; rename one", e.Name)
+		case e.Provider == nil:
+			c.fault(p, "does not say what kind of provider it is; add zipkin, opentelemetry, envoyFileAccessLog or prometheus")
+		}
+		seen[e.Name] = true
+	}
+}
