@@ -20,8 +20,9 @@ const configKey = "mesh"
 func defaultConfig() *meshconfig.MeshConfig {
 	return &meshconfig.MeshConfig{
 		EnableTracing: true, TrustDomain: "cluster.local", RootNamespace: RootNamespace,
-		EnableAutoMtls: wrapperspb.Bool(true),
-		DefaultConfig:  &meshconfig.ProxyConfig{Tracing: &meshconfig.Tracing{Sampling: 1}},
+		EnableAutoMtls:        wrapperspb.Bool(true),
+		OutboundTrafficPolicy: &meshconfig.MeshConfig_OutboundTrafficPolicy{Mode: meshconfig.MeshConfig_OutboundTrafficPolicy_ALLOW_ANY},
+		DefaultConfig:         &meshconfig.ProxyConfig{Tracing: &meshconfig.Tracing{Sampling: 1}},
 	}
 }
 

@@ -368,6 +368,9 @@ func (c *check) injection(p string, f *networking.HTTPFaultInjection) {
 	if a := f.Abort; a != nil {
 		ap := in(p, "abort")
 		c.percent(in(ap, "percentage", "value"), a.Percentage.GetValue())
+		if a.Percentage == nil {
+			c.warn(ap, "has no percentage, so no request is aborted; add percentage.value")
+		}
 		switch e := a.ErrorType.(type) {
 		case nil:
 			c.fault(ap, "does not say what to answer; add httpStatus or grpcStatus")
@@ -386,6 +389,9 @@ func (c *check) injection(p string, f *networking.HTTPFaultInjection) {
 		dp := in(p, "delay")
 		c.percent(in(dp, "percentage", "value"), d.Percentage.GetValue())
 		c.percent(in(dp, "percent"), float64(d.Percent))
+		if d.Percentage == nil && d.Percent == 0 {
+			c.warn(dp, "has no percentage, so no request is delayed; add percentage.value")
+		}
 		if d.HttpDelayType == nil {
 			c.fault(dp, "does not say how long; add fixedDelay")
 		}

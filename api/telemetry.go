@@ -1,16 +1,21 @@
 package api
 
 import (
+	"regexp"
+
 	telemetry "istio.io/api/telemetry/v1alpha1"
 )
+
+// statusFilter is the one filter of access logs that is understood.
+var statusFilter = regexp.MustCompile(`^response\.code >= [1-5][0-9][0-9]$`)
 
 func validateTelemetry(c *check) {
 	t := c.Spec.(*telemetry.Telemetry)
 	c.targets(t.Selector, t.TargetRef, t.TargetRefs)
 	for i, a := range t.AccessLogging {
 		c.providers(in("spec.accessLogging", i), a.Providers)
-		if a.Filter != nil && a.Filter.Expression == "" {
-			c.fault(in("spec.accessLogging", i, "filter"), "expression is missing; remove the filter to log everything")
+		if f := a.Filter; f != nil && !statusFilter.MatchString(f.Expression) {
+			c.fault(in("spec.accessLogging", i, "filter"), "%q cannot be judged; the one form understood so far is: response.code >= 400", f.Expression)
 		}
 	}
 	for i, s := range t.Tracing {
