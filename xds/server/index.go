@@ -1,0 +1,180 @@
+package server
+
+import (
+	"slices"
+	"sync"
+)
+
+// index finds the streams that subscribe to a key, and holds the source that answers them.
+//
+// Its lock is taken before a stream's. Push holds it while it brings in a source and marks streams, and a stream
+// holds it while it takes its marks, so that marks and source always belong together.
+type index struct {
+	mu         sync.RWMutex
+	source     Source
+	generation uint64 // counts pushes
+	topics     map[topicKey]*topic
+	streams    map[*stream]struct{}
+}
+
+// topicKey names all resources of a type that the clients of a scope share.
+type topicKey struct {
+	scope, typeURL string
+}
+
+// topic is who subscribes to what of a topicKey.
+type topic struct {
+	named     map[string]*subject
+	wildcards map[*stream]struct{}
+	delta     namesDelta
+}
+
+// subject is one resource that somebody subscribes to by name. All of them share its copy of the name.
+type subject struct {
+	name    string
+	streams map[*stream]struct{}
+}
+
+func newIndex(source Source) index {
+	return index{source: source, topics: map[topicKey]*topic{}, streams: map[*stream]struct{}{}}
+}
+
+// push replaces the source, marks what changed, and reports whether the source is the first one.
+func (x *index) push(next Source, changed []Key) (first bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	first = x.source == nil
+	x.source = next
+	x.generation++
+	for _, k := range changed {
+		t := x.topics[topicKey{k.Scope, k.Type}]
+		if t == nil {
+			continue
+		}
+		if k.Name != "" {
+			if subject := t.named[k.Name]; subject != nil {
+				for st := range subject.streams {
+					st.mark(k.Type, subject.name)
+				}
+			}
+		}
+		for st := range t.wildcards {
+			st.mark(k.Type, k.Name)
+		}
+	}
+	return first
+}
+
+// current returns the source and its generation.
+func (x *index) current() (Source, uint64) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.source, x.generation
+}
+
+// take returns the source together with what has changed for a stream up to it.
+func (x *index) take(st *stream) (Source, uint64, map[string]*marks) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.source, x.generation, st.takeMarks()
+}
+
+// follow subscribes a stream to names of a type, to the wildcard, or both. It returns the topic, and the names as
+// all streams share them.
+func (x *index) follow(st *stream, typeURL string, names []string, wildcard bool) (*topic, []string) {
+	key := topicKey{st.scope, typeURL}
+	shared := make([]string, 0, len(names))
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	t := x.topics[key]
+	if t == nil {
+		t = &topic{named: map[string]*subject{}, wildcards: map[*stream]struct{}{}}
+		x.topics[key] = t
+	}
+	for _, name := range names {
+		s := t.named[name]
+		if s == nil {
+			s = &subject{name: name, streams: map[*stream]struct{}{}}
+			t.named[name] = s
+		}
+		s.streams[st] = struct{}{}
+		shared = append(shared, s.name)
+	}
+	if wildcard {
+		t.wildcards[st] = struct{}{}
+	}
+	return t, shared
+}
+
+// leave ends subscriptions of a stream. What nobody subscribes to any more is forgotten.
+func (x *index) leave(st *stream, typeURL string, names []string, wildcard bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	t := x.topics[topicKey{st.scope, typeURL}]
+	if t == nil {
+		return
+	}
+	for _, name := range names {
+		s := t.named[name]
+		if s == nil {
+			continue
+		}
+		delete(s.streams, st)
+		if len(s.streams) == 0 {
+			delete(t.named, name)
+		}
+	}
+	if wildcard {
+		delete(t.wildcards, st)
+	}
+	if len(t.named)+len(t.wildcards) == 0 {
+		delete(x.topics, topicKey{st.scope, typeURL})
+	}
+}
+
+// namesDelta remembers the last comparison of two sets of names, which the streams of a topic mostly ask for alike.
+type namesDelta struct {
+	mu          sync.Mutex
+	from, to    []string
+	added, gone []string
+}
+
+// between compares two sorted sets of names.
+func (d *namesDelta) between(from, to []string) (added, gone []string) {
+	if same(from, to) {
+		return nil, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !same(d.from, from) || !same(d.to, to) {
+		d.from, d.to = from, to
+		d.added, d.gone = compareNames(from, to)
+	}
+	return d.added, d.gone
+}
+
+// same reports whether two slices are one and the same.
+func same(a, b []string) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// compareNames merges two sorted sets.
+func compareNames(from, to []string) (added, gone []string) {
+	for len(from) > 0 && len(to) > 0 {
+		switch {
+		case from[0] == to[0]:
+			from, to = from[1:], to[1:]
+		case from[0] < to[0]:
+			gone, from = append(gone, from[0]), from[1:]
+		default:
+			added, to = append(added, to[0]), to[1:]
+		}
+	}
+	return append(added, to...), append(gone, from...)
+}
+
+// contains reports whether a sorted set has a name.
+func contains(sorted []string, name string) bool {
+	_, found := slices.BinarySearch(sorted, name)
+	return found
+}

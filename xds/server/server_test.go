@@ -1,0 +1,687 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// step is something that happens, "ask TYPE WORDS" or "push ENTRY, ENTRY", and the responses that follow.
+type step struct {
+	do   string
+	want []string
+}
+
+func steps(pairs ...any) []step {
+	var all []step
+	for _, p := range pairs {
+		switch p := p.(type) {
+		case string:
+			all = append(all, step{do: p})
+		case []string:
+			all[len(all)-1].want = p
+		}
+	}
+	return all
+}
+
+func answers(want ...string) []string { return want }
+
+// TestDeltaSubscriptions follows the sections "How the client specifies what resources to return" and "Incremental
+// xDS" of the protocol's description.
+func TestDeltaSubscriptions(t *testing.T) {
+	tests := []struct {
+		name  string
+		steps []step
+	}{
+		{"by name", steps(
+			"ask A +a", answers("A a=1"),
+			"ask A +b", answers("A b=1"),
+			"push A a=2", answers("A a=2"),
+			"push A c=1, B a=1")},
+		{"a name that does not exist", steps(
+			"ask A +x +a", answers("A a=1 -x"),
+			"push A x=1", answers("A x=1"),
+			"push A x=", answers("A -x"),
+			"push A x=2", answers("A x=2"))},
+		{"a name that is not listed", steps("ask A +.hidden", answers("A .hidden=1"))},
+		{"asked again is answered again", steps(
+			"ask A +a +x", answers("A a=1 -x"),
+			"ask A +a +x", answers("A a=1 -x"))},
+		{"pushed without a change", steps(
+			"ask A +a +x", answers("A a=1 -x"),
+			"push A a=1, A x=")},
+		{"unsubscribed", steps(
+			"ask A +a +b", answers("A a=1 b=1"),
+			"ask A -a",
+			"push A a=2, A b=2", answers("A b=2"),
+			"ask A +a", answers("A a=2"))},
+		{"unsubscribed without a subscription", steps(
+			"ask A +a", answers("A a=1"),
+			"ask A -y",
+			"push A a=2", answers("A a=2"))},
+		{"unsubscribed and subscribed at once", steps(
+			"ask A +a", answers("A a=1"),
+			"ask A +a -a", answers("A a=1"),
+			"push A a=2", answers("A a=2"))},
+		{"first request without names", steps(
+			"ask A", answers("A a=1 b=1"),
+			"push A c=1", answers("A c=1"),
+			"push A a=, A b=2", answers("A b=2 -a"),
+			"push A .hidden=2, B z=1")},
+		{"the example of the description", steps(
+			"ask A", answers("A a=1 b=1"),
+			"ask A +a", answers("A a=1"),
+			"push A b=2", answers("A b=2"),
+			"ask A -*",
+			"push A b=3",
+			"push A a=2", answers("A a=2"),
+			"ask A -a",
+			"push A a=3",
+			"ask A",
+			"push A a=4, A b=4")},
+		{"first request that only unsubscribes", steps(
+			"ask A -y",
+			"push A a=2")},
+		{"wildcard by its name", steps(
+			"ask A +*", answers("A a=1 b=1"),
+			"push A c=1", answers("A c=1"))},
+		{"wildcard asked again", steps(
+			"ask A +* +a", answers("A a=1 b=1"),
+			"ask A +*", answers("A a=1 b=1"))},
+		{"wildcard over nothing", steps(
+			"ask C", answers("C"),
+			"ask B +*", answers("B"),
+			"push C c=1", answers("C c=1"))},
+		{"wildcard and a name that it covers", steps(
+			"ask A +* +a", answers("A a=1 b=1"),
+			"push A a=2", answers("A a=2"),
+			"ask A -a", answers("A a=2"),
+			"push A a=3", answers("A a=3"))},
+		{"wildcard and a name that it does not cover", steps(
+			"ask A +* +.hidden +x", answers("A .hidden=1 a=1 b=1 -x"),
+			"push A .hidden=2", answers("A .hidden=2"),
+			"ask A -.hidden", answers("A -.hidden"),
+			"push A .hidden=3",
+			"ask A -x", answers("A -x"))},
+		{"wildcard given up together with a name", steps(
+			"ask A +* +a", answers("A a=1 b=1"),
+			"ask A -* -a",
+			"push A a=2, A b=2")},
+		{"back with versions", steps(
+			"ask A +a +b +x a=1 b=0 x=5", answers("A b=1 -x"),
+			"push A a=2", answers("A a=2"))},
+		{"back with all versions", steps(
+			"ask A +a +b a=1 b=1",
+			"push A a=2", answers("A a=2"))},
+		{"back with a wildcard", steps(
+			"ask A +* +x a=1 b=0 gone=1 x=1", answers("A b=1 -gone -x"),
+			"push A a=2", answers("A a=2"))},
+		{"back with a wildcard and all versions", steps(
+			"ask A a=1 b=1",
+			"push A a=2", answers("A a=2"),
+			"push A b=", answers("A -b"))},
+		{"versions count only in a first request", steps(
+			"ask A +a", answers("A a=1"),
+			"ask A +b b=1", answers("A b=1"))},
+		{"types are apart", steps(
+			"ask A +a", answers("A a=1"),
+			"ask B +a", answers("B -a"),
+			"push B a=1", answers("B a=1"))},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, Config{}, newPicture("A a=1", "A b=1", "A .hidden=1"), func(t *testing.T, w *world) {
+				d := w.delta()
+				for _, s := range test.steps {
+					t.Log(s.do)
+					w.do(s.do, d.ask)
+					d.expect(s.want...)
+				}
+			})
+		})
+	}
+}
+
+// do carries out a step.
+func (w *world) do(what string, ask func(string, ...string)) {
+	verb, rest, _ := strings.Cut(what, " ")
+	if verb == "push" {
+		w.change(strings.Split(rest, ", ")...)
+		return
+	}
+	words := strings.Fields(rest)
+	ask(words[0], words[1:]...)
+}
+
+func TestSotwSubscriptions(t *testing.T) {
+	tests := []struct {
+		name  string
+		steps []step
+	}{
+		{"whole type by name", steps(
+			"ask LDS a", answers("LDS a=1"),
+			"ask LDS a b", answers("LDS a=1 b=1"),
+			"push LDS b=2", answers("LDS a=1 b=2"),
+			"push LDS a=", answers("LDS b=2"),
+			"ask LDS b",
+			"push LDS a=1")},
+		{"whole type, a name that does not exist", steps(
+			"ask LDS x", answers("LDS"),
+			"push LDS x=1", answers("LDS x=1"))},
+		{"other type by name", steps(
+			"ask RDS a b", answers("RDS a=1 b=1"),
+			"push RDS b=2", answers("RDS b=2"),
+			"ask RDS a b c",
+			"push RDS c=1", answers("RDS c=1"),
+			"push RDS a=",
+			"push RDS a=1", answers("RDS a=1"))},
+		{"asked again after it was given up", steps(
+			"ask RDS a b", answers("RDS a=1 b=1"),
+			"ask RDS b",
+			"push RDS a=2",
+			"ask RDS a b", answers("RDS a=2"),
+			"ask RDS",
+			"push RDS a=3, RDS b=3",
+			"ask RDS b a b", answers("RDS a=3 b=3"))},
+		{"the example of the description", steps(
+			"ask CDS", answers("CDS a=1 b=1"),
+			"ask CDS * a", answers("CDS a=1 b=1"),
+			"push CDS b=2", answers("CDS a=1 b=2"),
+			"ask CDS a",
+			"push CDS b=3",
+			"push CDS a=2", answers("CDS a=2"),
+			"ask CDS",
+			"push CDS a=3, CDS b=4")},
+		{"wildcard over nothing", steps(
+			"ask C", answers("C"),
+			"push C c=1", answers("C c=1"))},
+		{"wildcard loses and gains", steps(
+			"ask CDS", answers("CDS a=1 b=1"),
+			"push CDS a=", answers("CDS b=1"),
+			"push CDS c=1", answers("CDS b=1 c=1"),
+			"push CDS b=, CDS d=1", answers("CDS c=1 d=1"))},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			p := newPicture("LDS a=1", "LDS b=1", "RDS a=1", "RDS b=1", "CDS a=1", "CDS b=1")
+			inBubble(t, Config{}, p, func(t *testing.T, w *world) {
+				s := w.sotw()
+				for _, step := range test.steps {
+					t.Log(step.do)
+					w.do(step.do, s.ask)
+					s.expect(step.want...)
+				}
+			})
+		})
+	}
+}
+
+func TestMakeBeforeBreak(t *testing.T) {
+	types := []string{"RDS", "A", "CDS", "LDS", "SDS", "EDS"}
+	var before, change []string
+	for _, typ := range types {
+		before = append(before, typ+" old=1")
+		change = append(change, typ+" old=", typ+" new=1")
+	}
+	t.Run("incremental", func(t *testing.T) {
+		inBubble(t, Config{}, newPicture(before...), func(t *testing.T, w *world) {
+			d := w.delta()
+			for _, typ := range types {
+				d.ask(typ, "+*")
+				d.expect(typ + " old=1")
+			}
+			w.change(change...)
+			d.expect("CDS new=1", "EDS new=1", "SDS new=1", "LDS new=1", "RDS new=1", "A new=1 -old",
+				"RDS -old", "LDS -old", "SDS -old", "EDS -old", "CDS -old")
+		})
+	})
+	t.Run("state of the world", func(t *testing.T) {
+		inBubble(t, Config{}, newPicture(before...), func(t *testing.T, w *world) {
+			s := w.sotw()
+			for _, typ := range types {
+				s.ask(typ, "old", "new")
+				s.expect(typ + " old=1")
+			}
+			w.change(change...)
+			s.expect("CDS new=1 old=1", "EDS new=1", "SDS new=1", "LDS new=1 old=1", "RDS new=1", "A new=1",
+				"LDS new=1", "CDS new=1")
+		})
+	})
+	t.Run("order of the config", func(t *testing.T) {
+		config := Config{Order: []string{typeC, typeB, typeA}}
+		inBubble(t, config, newPicture("A old=1", "B old=1", "C old=1"), func(t *testing.T, w *world) {
+			d := w.delta()
+			for _, typ := range []string{"A", "B", "C"} {
+				d.ask(typ, "+old", "+new")
+				d.expect(typ + " old=1 -new")
+			}
+			w.change("A old=2", "B old=", "B new=1", "C old=")
+			d.expect("B new=1", "A old=2", "B -old", "C -old")
+		})
+	})
+}
+
+// TestSlowClient covers pushes that pile up behind a client that does not read: each key is sent once, as it is
+// when the client reads again, and a change that spans types stays whole and in order.
+func TestSlowClient(t *testing.T) {
+	inBubble(t, Config{}, newPicture("CDS c=1", "RDS r=1", "A a=1"), func(t *testing.T, w *world) {
+		d := w.delta()
+		d.ask("CDS", "+*")
+		d.expect("CDS c=1")
+		d.ask("RDS", "+r")
+		d.expect("RDS r=1")
+		w.change("RDS r=2")
+		synctest.Wait() // now this one waits to be read
+		asked := w.picture.asked.Load()
+		for i := 3; i < 100; i++ {
+			w.change(fmt.Sprintf("RDS r=%d", i), fmt.Sprintf("CDS c=%d", i), "CDS passing=1")
+			w.change("CDS passing=")
+			synctest.Wait()
+		}
+		if got := w.picture.asked.Load(); got != asked {
+			t.Errorf("the source was asked %d times for a client that does not read", got-asked)
+		}
+		w.change("CDS new=1", "RDS r=100")
+		d.expect("RDS r=2", "CDS c=99 new=1", "RDS r=100")
+
+		// An unsubscription counts even while a response waits.
+		w.change("RDS r=101")
+		synctest.Wait()
+		d.ask("RDS", "-r")
+		w.change("RDS r=102")
+		d.expect("RDS r=101")
+	})
+}
+
+func TestFloodBehindASlowClient(t *testing.T) {
+	inBubble(t, Config{ResponseMaxBytes: 1 << 30}, newPicture("A a=1", "B b=1"), func(t *testing.T, w *world) {
+		d := w.delta()
+		d.ask("A", "+*", "+.named")
+		d.expect("A a=1 -.named")
+		d.ask("B", "+b")
+		synctest.Wait() // the answer waits to be read
+		entries := []string{"A .named=1", "A a="}
+		for i := range marksMax + 10 {
+			entries = append(entries, fmt.Sprintf("A n%06d=1", i))
+		}
+		next, changed := w.picture.with(entries...)
+		w.picture = next
+		w.Push(next, changed)
+		w.change("A n000000=")
+		d.expect0(t, "B b=1")
+		r := d.next()
+		if got, want := len(r.GetResources()), marksMax+10; got != want {
+			t.Errorf("%d resources, want %d", got, want)
+		}
+		if diff := cmp.Diff([]string{"a"}, r.GetRemovedResources()); diff != "" {
+			t.Errorf("removed: -want +got\n%s", diff)
+		}
+		if got := r.GetResources()[0].GetName(); got != ".named" {
+			t.Errorf("first is %q", got)
+		}
+		d.expect()
+	})
+}
+
+// expect0 reads one response without accepting it.
+func (d *delta) expect0(t *testing.T, want string) {
+	t.Helper()
+	if got := describe(d.next()); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestDeltaHonoursStaleRequests(t *testing.T) {
+	inBubble(t, Config{}, newPicture("A a=1", "A b=1"), func(t *testing.T, w *world) {
+		d := w.delta()
+		d.ask("A", "+a")
+		d.expect("A a=1")
+		w.change("A a=2")
+		synctest.Wait()
+		d.request(&discovery.DeltaDiscoveryRequest{TypeUrl: typeA, ResponseNonce: d.nonce, ResourceNamesSubscribe: []string{"b"}})
+		d.expect("A a=2", "A b=1")
+		d.request(&discovery.DeltaDiscoveryRequest{TypeUrl: typeA, ResponseNonce: "from elsewhere", ResourceNamesSubscribe: []string{"b"}})
+		d.expect("A b=1")
+	})
+}
+
+func TestSotwIgnoresStaleRequests(t *testing.T) {
+	inBubble(t, Config{}, newPicture("RDS a=1", "RDS b=1"), func(t *testing.T, w *world) {
+		s := w.sotw()
+		s.nonces[typeRoute] = "of a stream before" // a first request is never stale
+		s.ask("RDS", "a")
+		s.expect("RDS a=1")
+		w.change("RDS a=2")
+		synctest.Wait() // a response is under way, so what follows is stale
+		s.ask("RDS", "a", "b")
+		w.change("RDS b=2")
+		synctest.Wait()
+		s.expect("RDS a=2", "RDS b=2") // b by the acceptance of the first, which lists it
+	})
+}
+
+func TestNackKeepsTheLastGoodState(t *testing.T) {
+	inBubble(t, Config{}, newPicture("A a=1", "A b=1"), func(t *testing.T, w *world) {
+		d := w.delta()
+		d.ask("A", "+*", "+x")
+		d.expect("A a=1 b=1 -x")
+		began := time.Now()
+		one := func() TypeStatus {
+			t.Helper()
+			synctest.Wait()
+			clients := w.Clients()
+			if len(clients) != 1 || len(clients[0].Types) != 1 {
+				t.Fatalf("clients: %+v", clients)
+			}
+			return clients[0].Types[0]
+		}
+		version := func(n int) string { return fmt.Sprintf("%s/%d", w.began, n) }
+		want := TypeStatus{
+			TypeURL: typeA, Names: 1, Wildcard: true, Synced: true,
+			SentVersion: version(0), SentNonce: "1", SentAt: began, AckedAt: began,
+		}
+		if diff := cmp.Diff(want, one()); diff != "" {
+			t.Errorf("after the first answer: -want +got\n%s", diff)
+		}
+
+		pass(time.Second)
+		w.change("A a=2")
+		want.Synced = false
+		if diff := cmp.Diff(want, one()); diff != "" {
+			t.Errorf("while a response waits: -want +got\n%s", diff)
+		}
+		pass(time.Second)
+		d.refuse("A a=2", strings.Repeat("no", 2*refusalMaxBytes))
+		want.SentVersion, want.SentNonce, want.SentAt = version(1), "2", began.Add(2*time.Second)
+		want.NackedAt, want.NackMessage = want.SentAt, strings.Repeat("no", refusalMaxBytes/2)
+		if diff := cmp.Diff(want, one()); diff != "" {
+			t.Errorf("after a refusal: -want +got\n%s", diff)
+		}
+		d.expect() // what was refused is not sent again
+		w.change("A b=2")
+		d.expect("A b=2")
+		w.change("A a=3")
+		d.expect("A a=3")
+		want.Synced, want.SentVersion, want.SentNonce, want.AckedAt = true, version(3), "4", want.SentAt
+		if diff := cmp.Diff(want, one()); diff != "" {
+			t.Errorf("after the repair: -want +got\n%s", diff)
+		}
+	})
+}
+
+// TestPushReachesOnlySubscribers counts what a push makes the server do among 2,000 clients.
+func TestPushReachesOnlySubscribers(t *testing.T) {
+	const clients, subscribers = 2000, 3
+	inBubble(t, Config{}, newPicture("A common=1", "A rare=1"), func(t *testing.T, w *world) {
+		var all []*delta
+		for i := range clients {
+			d := w.delta()
+			d.ask("A", "+common", fmt.Sprintf("+own%d", i))
+			if i < subscribers {
+				d.ask("A", "+rare")
+			}
+			all = append(all, d)
+		}
+		read := func() (responses int) {
+			for moved := true; moved; {
+				moved = false
+				synctest.Wait()
+				for _, d := range all {
+					select {
+					case <-d.out:
+						responses++
+						moved = true
+					default:
+					}
+				}
+			}
+			return responses
+		}
+		read()
+		asked := w.picture.asked.Load()
+		expect := func(n int, entries ...string) {
+			t.Helper()
+			w.change(entries...)
+			if got := read(); got != n {
+				t.Errorf("%v: %d responses, want %d", entries, got, n)
+			}
+			if got := w.picture.asked.Load() - asked; got != int64(n) {
+				t.Errorf("%v: the source was asked %d times, want %d", entries, got, n)
+			}
+			asked = w.picture.asked.Load()
+		}
+		expect(subscribers, "A rare=2")
+		expect(0, "A unknown=1", "B common=1")
+		expect(1, "A own1234=1")
+		expect(clients, "A common=2")
+		for _, d := range all {
+			d.hang()
+		}
+		synctest.Wait()
+		w.change("A common=3", "A rare=3")
+		if got := w.picture.asked.Load() - asked; got != 0 {
+			t.Errorf("the source was asked %d times for clients that left", got)
+		}
+		if n := len(w.index.topics) + len(w.index.streams); n != 0 {
+			t.Errorf("%d topics and streams are left in the index", n)
+		}
+	})
+}
+
+func TestLargeAnswersAreCut(t *testing.T) {
+	inBubble(t, Config{ResponseMaxBytes: 150}, newPicture("A a=1", "A b=1", "A c=1", "CDS a=1", "CDS b=1", "CDS c=1"), func(t *testing.T, w *world) {
+		d := w.delta()
+		d.ask("A", "+*", "+x", "+y", "+z", "+zz")
+		d.expect("A a=1 b=1", "A c=1 -x -y", "A -z -zz")
+		s := w.sotw()
+		s.ask("CDS")
+		s.expect("CDS a=1 b=1 c=1")
+	})
+}
+
+func TestStreamsWaitForTheFirstPicture(t *testing.T) {
+	inBubble(t, Config{}, nil, func(t *testing.T, w *world) {
+		d := w.delta()
+		d.ask("A", "+a", "+x")
+		pass(time.Hour)
+		d.expect()
+		w.Push(newPicture("A a=1"), nil)
+		d.expect("A a=1 -x")
+	})
+}
+
+func TestScopeAndNode(t *testing.T) {
+	p := newPicture()
+	var seen *Client
+	p.scope = func(c *Client) (string, error) {
+		seen = c
+		return "", errors.New("namespace default is not served here")
+	}
+	inBubble(t, Config{}, p, func(t *testing.T, w *world) {
+		d := w.delta()
+		metadata, err := structpb.NewStruct(map[string]any{"NAMESPACE": "default", "IPS": []any{"10.0.0.1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.named = true
+		d.request(&discovery.DeltaDiscoveryRequest{TypeUrl: typeA, Node: &core.Node{
+			Id: "me", Cluster: "mine", UserAgentName: "envoy", Metadata: metadata, Locality: &core.Locality{Region: "r", Zone: "z", SubZone: "s"},
+		}})
+		err = d.ended()
+		if status.Code(err) != codes.PermissionDenied || status.Convert(err).Message() != "namespace default is not served here" {
+			t.Errorf("ended with %v", err)
+		}
+		want := &Client{
+			Node: Node{
+				ID: "me", Cluster: "mine", Agent: "envoy", Locality: Locality{"r", "z", "s"},
+				Metadata: map[string]any{"NAMESPACE": "default", "IPS": []any{"10.0.0.1"}},
+			},
+			Peer: "10.0.0.7:4711",
+		}
+		if diff := cmp.Diff(want, seen); diff != "" {
+			t.Errorf("-want +got\n%s", diff)
+		}
+	})
+}
+
+func TestIdentify(t *testing.T) {
+	tests := []struct {
+		name     string
+		identify func(context.Context) (string, error)
+		want     codes.Code
+	}{
+		{"proven", func(context.Context) (string, error) { return "spiffe://td/ns/a/sa/b", nil }, codes.OK},
+		{"plain error", func(context.Context) (string, error) { return "", errors.New("expired") }, codes.Unauthenticated},
+		{"status", func(context.Context) (string, error) { return "", status.Error(codes.Unavailable, "later") }, codes.Unavailable},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, Config{Identify: test.identify}, newPicture("A a=1"), func(t *testing.T, w *world) {
+				d := w.delta()
+				d.ask("A", "+a")
+				if test.want != codes.OK {
+					if err := d.ended(); status.Code(err) != test.want {
+						t.Errorf("ended with %v", err)
+					}
+					return
+				}
+				d.expect("A a=1")
+				if got := w.Clients()[0].Client.Identity; got != "spiffe://td/ns/a/sa/b" {
+					t.Errorf("identity %q", got)
+				}
+			})
+		})
+	}
+}
+
+func TestLimits(t *testing.T) {
+	var types, long []string
+	for i := range typesMax + 1 {
+		types = append(types, fmt.Sprintf("type%d", i))
+	}
+	long = append(long, "+"+strings.Repeat("x", nameMaxBytes+1))
+	tests := []struct {
+		name   string
+		config Config
+		do     func(w *world, d *delta)
+		want   codes.Code
+	}{
+		{"names", Config{SubscriptionsMax: 3}, func(_ *world, d *delta) {
+			d.ask("A", "+a", "+b")
+			d.ask("A", "-b", "+a", "+c", "+c")
+			d.ask("B", "+a")
+			d.expect("A a=1 -b", "A a=1", "B -a", "A -c")
+			d.ask("C", "+a")
+		}, codes.ResourceExhausted},
+		{"types", Config{}, func(_ *world, d *delta) {
+			for _, typ := range types {
+				d.request(&discovery.DeltaDiscoveryRequest{TypeUrl: typ, ResourceNamesUnsubscribe: []string{"x"}})
+			}
+		}, codes.ResourceExhausted},
+		{"long name", Config{}, func(_ *world, d *delta) { d.ask("A", long...) }, codes.InvalidArgument},
+		{"empty name", Config{}, func(_ *world, d *delta) { d.ask("A", "+") }, codes.InvalidArgument},
+		{"no type", Config{}, func(_ *world, d *delta) { d.request(&discovery.DeltaDiscoveryRequest{}) }, codes.InvalidArgument},
+		{"no node", Config{}, func(_ *world, d *delta) { d.named = true; d.ask("A", "+a") }, codes.InvalidArgument},
+		{"large node", Config{NodeMaxBytes: 100}, func(_ *world, d *delta) {
+			d.named = true
+			d.request(&discovery.DeltaDiscoveryRequest{TypeUrl: typeA, Node: &core.Node{Id: strings.Repeat("x", 100)}})
+		}, codes.InvalidArgument},
+		{"silent from the start", Config{}, func(*world, *delta) { pass(firstRequestTimeout + time.Second) }, codes.DeadlineExceeded},
+		{"does not read", Config{WriteTimeout: time.Minute}, func(_ *world, d *delta) {
+			d.ask("A", "+a")
+			pass(time.Minute + time.Second)
+		}, codes.DeadlineExceeded},
+		{"shutting down", Config{}, func(w *world, d *delta) {
+			d.ask("A", "+a")
+			d.expect("A a=1")
+			w.Drain()
+		}, codes.OK},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, test.config, newPicture("A a=1"), func(t *testing.T, w *world) {
+				d := w.delta()
+				test.do(w, d)
+				if err := d.ended(); status.Code(err) != test.want {
+					t.Errorf("ended with %v, want %v", err, test.want)
+				}
+			})
+		})
+	}
+}
+
+func TestStreamsMax(t *testing.T) {
+	inBubble(t, Config{StreamsMax: 1}, newPicture("A a=1"), func(t *testing.T, w *world) {
+		first := w.delta()
+		first.ask("A", "+a")
+		first.expect("A a=1")
+		if err := w.delta().ended(); status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("a second stream ended with %v", err)
+		}
+		close(first.in) // the client says goodbye
+		if err := first.ended(); err != nil {
+			t.Errorf("ended with %v", err)
+		}
+		third := w.delta()
+		third.ask("A", "+a")
+		third.expect("A a=1")
+		w.Drain()
+		if err := w.delta().ended(); status.Code(err) != codes.Unavailable {
+			t.Errorf("a stream to a server that drains ended with %v", err)
+		}
+	})
+}
+
+func TestClientsRemembersTheDeparted(t *testing.T) {
+	config := Config{DepartedMax: 2, DepartedKeep: time.Hour, WriteTimeout: time.Second}
+	inBubble(t, config, newPicture("A a=1"), func(t *testing.T, w *world) {
+		began := time.Now()
+		for range 3 {
+			d := w.delta()
+			d.ask("A", "+a")
+			d.expect("A a=1")
+			d.hang()
+			synctest.Wait()
+			pass(time.Minute)
+		}
+		stuck := w.delta()
+		stuck.ask("A", "+a")
+		pass(time.Minute)
+		open := w.sotw()
+		open.ask("A", "a")
+		open.expect("A a=1")
+		clients := w.Clients()
+		if len(clients) != 3 {
+			t.Fatalf("%d clients, want two of the past and one", len(clients))
+		}
+		past := clients[1]
+		want := ClientStatus{
+			Client: Client{Node: Node{ID: "me"}, Peer: "10.0.0.7:4711"},
+			Scope:  "all", Incremental: true, Since: began.Add(3 * time.Minute), Until: began.Add(3*time.Minute + time.Second),
+			Cause: "rpc error: code = DeadlineExceeded desc = the client took no response within 1s",
+			Types: []TypeStatus{{TypeURL: typeA, Names: 1}},
+		}
+		if diff := cmp.Diff(want, past); diff != "" {
+			t.Errorf("-want +got\n%s", diff)
+		}
+		if now := clients[2]; now.Incremental || !now.Until.IsZero() || now.Cause != "" {
+			t.Errorf("the open one: %+v", now)
+		}
+		pass(time.Hour)
+		if got := len(w.Clients()); got != 1 { // in a bubble an hour is longer than AgeMax: the open one has ended too
+			t.Errorf("%d clients after an hour, want the one that ended since", got)
+		}
+	})
+}
