@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"unique"
@@ -47,11 +48,11 @@ var EdgeLabels = []string{
 }
 
 // RequestLabels are the labels of the HTTP and gRPC metrics, in the order of RequestKey.AppendValues.
-var RequestLabels = append(EdgeLabels[:len(EdgeLabels):len(EdgeLabels)],
+var RequestLabels = append(slices.Clip(EdgeLabels),
 	"request_protocol", "response_code", "grpc_response_status", "response_flags", "connection_security_policy")
 
 // TCPLabels are the labels of the TCP metrics, in the order of TCPKey.AppendValues.
-var TCPLabels = append(EdgeLabels[:len(EdgeLabels):len(EdgeLabels)],
+var TCPLabels = append(slices.Clip(EdgeLabels),
 	"request_protocol", "response_flags", "connection_security_policy")
 
 // Peer is one end of an exchange, as metrics and logs name it. An empty field is
@@ -191,7 +192,7 @@ func (s Security) String() string { return choose(uint8(s), Unknown, "none", "mu
 // GRPCStatus is a gRPC status code or, the zero value, the absence of one.
 type GRPCStatus uint8
 
-// NoGRPCStatus: not a gRPC exchange, or it ended without a status.
+// NoGRPCStatus stands for an exchange that is not gRPC, or that ended without a status.
 const NoGRPCStatus GRPCStatus = 0
 
 // grpcCodes are the names of the status codes 0 to 16.

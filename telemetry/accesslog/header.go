@@ -71,19 +71,14 @@ func (o *operator) appendPath(dst []byte, e *Entry) []byte {
 }
 
 func withoutQuery(path []byte) []byte {
-	if i := bytes.IndexByte(path, '?'); i >= 0 {
-		return path[:i]
-	}
+	path, _, _ = bytes.Cut(path, []byte("?"))
 	return path
 }
 
 // appendParameter appends the value of the query's first parameter called name, as it was sent.
 func appendParameter(dst, path []byte, name string) []byte {
-	i := bytes.IndexByte(path, '?')
-	if i < 0 {
-		return dst
-	}
-	for rest := path[i+1:]; len(rest) > 0; {
+	_, rest, _ := bytes.Cut(path, []byte("?"))
+	for len(rest) > 0 {
 		var pair []byte
 		pair, rest, _ = bytes.Cut(rest, []byte("&"))
 		if key, value, _ := bytes.Cut(pair, []byte("=")); string(key) == name {

@@ -62,9 +62,8 @@ const (
 type field uint8
 
 const (
-	fieldNone field = iota
 	// Numbers.
-	fieldStatus
+	fieldStatus field = iota + 1
 	fieldBytesReceived
 	fieldBytesSent
 	fieldRequestHeaderBytes

@@ -241,8 +241,7 @@ func TestWriterEndsBesideAHungPipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	defer pipe.Close()
+	t.Cleanup(func() { _, _ = r.Close(), pipe.Close() })
 	w, _ := NewWriter(WriterConfig{Output: pipe, RingBytes: 1 << 20, FlushAfter: time.Millisecond})
 	stop := run(t, w)
 	f, b := compile(t, Config{Text: strings.Repeat("x", 1000)}), w.Buffer()

@@ -30,7 +30,7 @@ import (
 // span returns the n-th client span of a trace.
 func span(n int) *trace.Span {
 	var s trace.Span
-	s.Reset(&trace.Context{Trace: trace.TraceID{0x4b, 15: 0x36}, Span: trace.SpanID{7: byte(n + 1)}, Parent: trace.SpanID{0xb7}})
+	s.Reset(&trace.Context{Trace: trace.ID{0x4b, 15: 0x36}, Span: trace.SpanID{7: byte(n + 1)}, Parent: trace.SpanID{0xb7}})
 	s.Kind, s.Name = trace.Client, trace.Operation("reviews.default.svc.cluster.local", 9080, "")
 	s.Start, s.Duration = time.Date(2026, 11, 22, 9, 8, 7, 123_456_789, time.UTC), 12_345*time.Microsecond
 	s.SetHTTP(&trace.HTTP{
@@ -129,7 +129,7 @@ func TestZipkin(t *testing.T) {
 
 func TestZipkinDetails(t *testing.T) {
 	var s trace.Span
-	s.Reset(&trace.Context{Trace: trace.TraceID{15: 1}, Span: trace.SpanID{7: 2}})
+	s.Reset(&trace.Context{Trace: trace.ID{15: 1}, Span: trace.SpanID{7: 2}})
 	s.SetString(trace.TagPeerAddress, "[2001:db8::1]:80")
 	got := zipkin{}.span(&s)
 	if got.ParentID != "" || got.Kind != "SERVER" || got.Duration != 1 {

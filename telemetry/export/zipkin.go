@@ -2,6 +2,7 @@ package export
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 
 	"github.com/lateen-mesh/lateen/telemetry/trace"
@@ -59,9 +60,7 @@ func (z zipkin) span(s *trace.Span) zipkinSpan {
 	if s.Kind == trace.Client {
 		out.Kind = "CLIENT"
 	}
-	for key, value := range z.tags {
-		out.Tags[key] = value
-	}
+	maps.Copy(out.Tags, z.tags)
 	for key, value := range s.Tags {
 		out.Tags[key] = value
 		if key == trace.TagPeerAddress {

@@ -95,11 +95,11 @@ func latencyCell(micros uint64) int {
 // middle is the middle of a cell.
 func middle(cell int) time.Duration {
 	if cell < 16 {
-		return time.Duration(cell)*time.Microsecond + time.Microsecond/2
+		return time.Duration(2*cell+1) * time.Microsecond / 2
 	}
 	shift := cell/8 - 1
-	low := time.Duration(cell-shift*8) << shift
-	return low*time.Microsecond + time.Microsecond<<shift/2
+	twice := (2*(cell-shift*8) + 1) << shift // in microseconds
+	return time.Duration(twice) * time.Microsecond / 2
 }
 
 // Count is the number of values.

@@ -84,7 +84,7 @@ func parseB3Headers(h Carrier) (Context, bool) {
 			return Context{}, false
 		}
 	}
-	return c, c.Trace != (TraceID{}) || c.Decision != Undecided
+	return c, c.Trace != (ID{}) || c.Decision != Undecided
 }
 
 // setIDs takes a trace id of 16 or 32 digits and a span id of 16.
@@ -94,7 +94,7 @@ func (c *Context) setIDs(traceID, spanID []byte) bool {
 		into = c.Trace[8:]
 	}
 	return decodeHex(into, traceID, true) && decodeHex(c.Span[:], spanID, true) &&
-		c.Trace != TraceID{} && c.Span != SpanID{}
+		c.Trace != ID{} && c.Span != SpanID{}
 }
 
 // appendB3Trace appends the trace id in 16 digits if that was how it came, since

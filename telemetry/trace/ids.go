@@ -21,8 +21,8 @@ func NewIDs() *IDs {
 }
 
 // Trace returns a new trace id.
-func (g *IDs) Trace() (t TraceID) {
-	for t == (TraceID{}) {
+func (g *IDs) Trace() (t ID) {
+	for t == (ID{}) {
 		binary.BigEndian.PutUint64(t[:8], g.source.Uint64())
 		binary.BigEndian.PutUint64(t[8:], g.source.Uint64())
 	}

@@ -62,7 +62,7 @@ func NewSampler(percent float64) Sampler {
 }
 
 // Decide returns Keep or Drop.
-func (s Sampler) Decide(t TraceID) Decision {
+func (s Sampler) Decide(t ID) Decision {
 	randomness := binary.BigEndian.Uint64(t[8:]) & (randomRange - 1)
 	if randomness >= randomRange-s.kept {
 		return Keep
@@ -88,7 +88,7 @@ type Propagator struct {
 // whoever sent the request is honoured.
 func (p *Propagator) Begin(h Carrier) Context {
 	c := p.extract(h)
-	if c.Trace == (TraceID{}) {
+	if c.Trace == (ID{}) {
 		c.Trace, c.Random, c.Span = p.IDs.Trace(), true, SpanID{}
 	}
 	if c.Decision == Undecided {

@@ -32,7 +32,7 @@ const (
 // copied to another goroutine. The zero value is empty and may be filled; a loop
 // fills the same one again and again.
 type Span struct {
-	Trace      TraceID
+	Trace      ID
 	ID, Parent SpanID
 	Kind       Kind
 	// Name is the operation, as Operation gives it.

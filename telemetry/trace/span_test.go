@@ -1,6 +1,7 @@
 package trace
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -13,16 +14,12 @@ import (
 )
 
 func tags(s *Span) map[string]string {
-	m := map[string]string{}
-	for key, value := range s.Tags {
-		m[key] = value
-	}
-	return m
+	return maps.Collect(s.Tags)
 }
 
 func TestSpanTags(t *testing.T) {
 	var s Span
-	c := ids(t, traceHex, spanHex, parentHex)
+	c := ids(t, traceHex, parentHex)
 	s.Reset(&c)
 	s.SetHTTP(&HTTP{
 		Method: []byte("POST"), Scheme: []byte("http"), Authority: []byte("reviews:9080"), Path: []byte("/pkg.Reviews/Get"),
@@ -86,7 +83,7 @@ func TestSpanIsBounded(t *testing.T) {
 
 func TestSpanAllocations(t *testing.T) {
 	var s Span
-	c := ids(t, traceHex, spanHex, "")
+	c := ids(t, traceHex, "")
 	h := HTTP{
 		Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte("a"), Path: []byte("/x"), UserAgent: []byte("curl"), Status: 503,
 		Flags: telemetry.FlagUH, Reason: telemetry.NoHealthyEndpoint, Peer: netip.MustParseAddrPort("10.0.0.1:1"), UpstreamCluster: "c",

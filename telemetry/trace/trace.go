@@ -13,11 +13,11 @@ import (
 	"encoding/hex"
 )
 
-// TraceID names a trace. All zero is no trace.
-type TraceID [16]byte
+// ID names a trace. All zero is no trace.
+type ID [16]byte
 
 // String returns the id in lower case hex.
-func (t TraceID) String() string { return hex.EncodeToString(t[:]) }
+func (t ID) String() string { return hex.EncodeToString(t[:]) }
 
 // SpanID names a span within its trace. All zero is no span.
 type SpanID [8]byte
@@ -45,7 +45,7 @@ func (d Decision) Recorded() bool { return d >= Keep }
 
 // Context is the place of one span in its trace.
 type Context struct {
-	Trace TraceID
+	Trace ID
 	// Span is the span itself, Parent the one that it is part of; zero at the root.
 	Span, Parent SpanID
 	Decision     Decision

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,7 +17,8 @@ const (
 	parentHex = "05e3ac9a4f6e3b90"
 )
 
-func ids(t testing.TB, trace, span, parent string) Context {
+// ids returns a context with the span spanHex.
+func ids(t testing.TB, trace, parent string) Context {
 	t.Helper()
 	var c Context
 	if len(trace) == 16 {
@@ -25,7 +27,7 @@ func ids(t testing.TB, trace, span, parent string) Context {
 	for _, x := range []struct {
 		dst []byte
 		hex string
-	}{{c.Trace[:], trace}, {c.Span[:], span}, {c.Parent[:], parent}} {
+	}{{c.Trace[:], trace}, {c.Span[:], spanHex}, {c.Parent[:], parent}} {
 		if x.hex != "" && !decodeHex(x.dst, []byte(x.hex), false) {
 			t.Fatalf("bad hex %q", x.hex)
 		}
@@ -36,7 +38,7 @@ func ids(t testing.TB, trace, span, parent string) Context {
 func with(c Context, d Decision) Context { c.Decision = d; return c }
 
 func TestTraceparent(t *testing.T) {
-	good := ids(t, traceHex, spanHex, "")
+	good := ids(t, traceHex, "")
 	random := with(good, Keep)
 	random.Random = true
 	tests := []struct {
@@ -119,18 +121,18 @@ func TestTracestate(t *testing.T) {
 }
 
 func TestB3(t *testing.T) {
-	good := ids(t, traceHex, spanHex, "")
+	good := ids(t, traceHex, "")
 	tests := []struct {
 		in   string
 		want Context
 		ok   bool
 		out  string
 	}{
-		{traceHex + "-" + spanHex + "-1-" + parentHex, with(ids(t, traceHex, spanHex, parentHex), Keep), true, ""},
+		{traceHex + "-" + spanHex + "-1-" + parentHex, with(ids(t, traceHex, parentHex), Keep), true, ""},
 		{traceHex + "-" + spanHex + "-0", with(good, Drop), true, ""},
 		{traceHex + "-" + spanHex + "-d", with(good, Debug), true, ""},
 		{traceHex + "-" + spanHex, good, true, ""},
-		{"a3ce929d0e0e4736-" + spanHex + "-1", with(ids(t, "a3ce929d0e0e4736", spanHex, ""), Keep), true, ""},
+		{"a3ce929d0e0e4736-" + spanHex + "-1", with(ids(t, "a3ce929d0e0e4736", ""), Keep), true, ""},
 		{strings.ToUpper(traceHex) + "-" + spanHex + "-1", with(good, Keep), true, traceHex + "-" + spanHex + "-1"},
 		{"0", with(Context{}, Drop), true, "-"},
 		{"1", with(Context{}, Keep), true, "-"},
@@ -180,8 +182,8 @@ func (h *head) Set(name string, value []byte) {
 }
 
 func (h *head) Del(name string) (found bool) {
-	for i := len(h.names) - 1; i >= 0; i-- {
-		if string(h.names[i]) == name {
+	for i, n := range slices.Backward(h.names) {
+		if string(n) == name {
 			h.names, h.values, found = append(h.names[:i], h.names[i+1:]...), append(h.values[:i], h.values[i+1:]...), true
 		}
 	}
@@ -281,7 +283,7 @@ func TestPropagation(t *testing.T) {
 		p := &Propagator{Formats: tt.formats, Sampler: NewSampler(tt.percent), IDs: NewIDs()}
 		h := headOf(tt.in)
 		c := p.Begin(h)
-		if c.Trace == (TraceID{}) || c.Span == (SpanID{}) || c.Decision == Undecided {
+		if c.Trace == (ID{}) || c.Span == (SpanID{}) || c.Decision == Undecided {
 			t.Errorf("%s: incomplete context %+v", tt.name, c)
 		}
 		p.Inject(h, &c)
@@ -407,7 +409,7 @@ func FuzzParseB3(f *testing.F) {
 	f.Add([]byte("0"))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		c, ok := ParseB3(p)
-		if !ok || c.Trace == (TraceID{}) {
+		if !ok || c.Trace == (ID{}) {
 			return
 		}
 		again, ok := ParseB3(c.AppendB3(nil))

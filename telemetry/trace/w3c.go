@@ -38,7 +38,7 @@ func ParseTraceparent(p []byte) (Context, bool) {
 	if !decodeHex(c.Trace[:], p[3:35], false) || !decodeHex(c.Span[:], p[36:52], false) || !decodeHex(flags[:], p[53:55], false) {
 		return Context{}, false
 	}
-	if c.Trace == (TraceID{}) || c.Span == (SpanID{}) {
+	if c.Trace == (ID{}) || c.Span == (SpanID{}) {
 		return Context{}, false
 	}
 	c.Decision = Drop
