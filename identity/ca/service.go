@@ -1,0 +1,123 @@
+package ca
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	securityapi "istio.io/api/security/v1alpha1"
+
+	"github.com/lateen-mesh/lateen/identity"
+)
+
+// Keys of the request's metadata that Istio's agents may set
+// (security/pkg/server/ca/server.go).
+const (
+	metaSigner      = "CertSigner"
+	metaImpersonate = "ImpersonatedIdentity"
+)
+
+// ServiceConfig says what a Service works with.
+type ServiceConfig struct {
+	// Authority signs.
+	Authority *Authority
+	// Authenticators prove the callers.
+	Authenticators Authenticators
+	// Logger gets one line for each certificate issued or refused; nil
+	// discards them.
+	Logger *slog.Logger
+}
+
+// Service is Istio's certificate service, istio.v1.auth.IstioCertificateService.
+// Register it with securityapi.RegisterIstioCertificateServiceServer.
+type Service struct {
+	securityapi.UnimplementedIstioCertificateServiceServer
+
+	authority      *Authority
+	authenticators Authenticators
+	log            *slog.Logger
+}
+
+// NewService returns the certificate service.
+func NewService(c ServiceConfig) *Service {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Service{authority: c.Authority, authenticators: c.Authenticators, log: c.Logger}
+}
+
+// CreateCertificate signs a certificate for the caller's ID and the key of its
+// signing request. What else the request asks for does not count, except that a
+// request that names another ID is refused. The answer is the chain: leaf
+// first, roots last.
+//
+// The request is parsed before the caller is authenticated, so that a request
+// that could not be signed anyway does not use up a join token.
+func (s *Service) CreateCertificate(ctx context.Context, r *securityapi.IstioCertificateRequest) (*securityapi.IstioCertificateResponse, error) {
+	issued, id, kind, err := s.create(ctx, r)
+	if err != nil {
+		s.log.Warn("certificate refused", "peer", remoteAddress(ctx), "code", status.Code(err), "reason", status.Convert(err).Message())
+		return nil, err
+	}
+	s.log.Info("certificate issued", "id", id, "peer", remoteAddress(ctx), "proof", kind,
+		"serial", fmt.Sprintf("%x", issued.Leaf.SerialNumber), "not_after", issued.Leaf.NotAfter)
+	return &securityapi.IstioCertificateResponse{CertChain: issued.PEM()}, nil
+}
+
+func (s *Service) create(ctx context.Context, r *securityapi.IstioCertificateRequest) (issued Issued, id identity.ID, kind string, err error) {
+	req, err := parseRequest(r.GetCsr())
+	if err != nil {
+		return issued, id, "", status.Error(codes.InvalidArgument, err.Error())
+	}
+	ttl, err := lifetime(r.GetValidityDuration())
+	if err != nil {
+		return issued, id, "", status.Error(codes.InvalidArgument, err.Error())
+	}
+	id, kind, err = s.authenticators.Authenticate(ctx, req.spki)
+	if err != nil {
+		return issued, id, "", err
+	}
+	if err := s.authorize(id, kind, req, r); err != nil {
+		return issued, id, "", err
+	}
+	issued, err = s.authority.Issue(id, req.key, ttl)
+	if err != nil {
+		s.log.Error("certificate not issued", "id", id, "cause", err)
+		return issued, id, "", status.Errorf(codes.Internal, "the authority could not sign a certificate for %s; see the control plane's log", id)
+	}
+	return issued, id, kind, nil
+}
+
+// authorize refuses callers that ask for more than their own ID.
+func (s *Service) authorize(id identity.ID, kind string, req *request, r *securityapi.IstioCertificateRequest) error {
+	if id.TrustDomain != s.authority.trustDomain {
+		return status.Errorf(codes.PermissionDenied, "the %s proves %s, but this authority issues certificates of trust domain %q only; ask the authority of %q",
+			kind, id, s.authority.trustDomain, id.TrustDomain)
+	}
+	for _, name := range req.names {
+		if name != id.String() {
+			return status.Errorf(codes.PermissionDenied, "the signing request asks for %s, but the %s proves %s; run the proxy under the identity it was given, or give it a credential for the other",
+				name, kind, id)
+		}
+	}
+	fields := r.GetMetadata().GetFields()
+	if name := fields[metaImpersonate].GetStringValue(); name != "" && name != id.String() {
+		return status.Errorf(codes.PermissionDenied, "%s asks for a certificate of %s: nobody may ask for another's certificate here", id, name)
+	}
+	if name := fields[metaSigner].GetStringValue(); name != "" {
+		return status.Errorf(codes.InvalidArgument, "the request asks for the signer %q, but this authority has one signer; remove the setting %s", name, metaSigner)
+	}
+	return nil
+}
+
+// lifetime converts the requested validity, in seconds; zero means the
+// default.
+func lifetime(seconds int64) (time.Duration, error) {
+	if seconds < 0 || seconds > int64(ttlMax/time.Second) {
+		return 0, fmt.Errorf("the requested lifetime of %d s is not between 0 and %d s (%d days)", seconds, int64(ttlMax/time.Second), int64(ttlMax/(24*time.Hour)))
+	}
+	return time.Duration(seconds) * time.Second, nil
+}
