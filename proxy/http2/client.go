@@ -32,8 +32,8 @@ type ClientOwner interface {
 
 // ClientConn is the client's side of a connection. Its OnData, OnEOF, OnClose
 // and OnDrain are to be called as the loop's Handler is; the bytes that OnData
-// did not consume are to be offered again, with more. KeepBytes of the loop
-// must be at least 16 KiB and 9 bytes.
+// did not consume are to be offered again, with more. The loop must
+// be able to keep 16 KiB and 9 bytes.
 type ClientConn struct {
 	core
 	owner ClientOwner

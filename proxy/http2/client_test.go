@@ -12,8 +12,8 @@ import (
 
 var status200 = []string{":status", "200"}
 
-// The cases begin with stream 1 open: a GET that is complete, or what method
-// and request say. The faults are those that we send.
+// clientConformance is a case that begins with stream 1 open: a GET that is
+// complete, or what method says. The faults are those that we send.
 type clientConformance struct {
 	section, name string
 	method        string // of stream 1; "POST" leaves the request open
@@ -22,57 +22,56 @@ type clientConformance struct {
 	log           string // what the Receiver is told in all, if not empty
 }
 
-func clientCases() []clientConformance {
-	resp := rawHeaders(1, false, status200...)
-	return []clientConformance{
-		{"5.1", "idle: HEADERS", "GET", rawHeaders(3, true, status200...), connection(ErrCodeProtocol), ""},
-		{"5.1", "idle: DATA", "GET", rawData(3, true, "x"), connection(ErrCodeProtocol), ""},
-		{"5.1", "idle: RST_STREAM", "GET", rawReset(3, ErrCodeCancel), connection(ErrCodeProtocol), ""},
-		{"5.1", "idle: WINDOW_UPDATE", "GET", rawWindow(3, 1), connection(ErrCodeProtocol), ""},
-		{"5.1", "even stream: HEADERS", "GET", rawHeaders(2, true, status200...), connection(ErrCodeProtocol), ""},
-		{"5.1", "half-closed (remote): DATA", "CONNECT", resp + rawData(1, true, "") + rawData(1, true, "x"), reset(1, ErrCodeStreamClosed), "head 200; data 0 end; abort protocol"},
-		{"5.1", "half-closed (remote): HEADERS", "CONNECT", resp + rawData(1, true, "") + rawHeaders(1, true, "a", "b"), reset(1, ErrCodeStreamClosed), "head 200; data 0 end; abort protocol"},
-		{"5.1", "closed: all is discarded", "GET", rawHeaders(1, true, status200...) + rawHeaders(1, true, status200...) + rawData(1, true, "x") + rawReset(1, 0) + rawWindow(1, 1), fine(), "head 200 end"},
-		{"6.5.2", "ENABLE_PUSH 1", "GET", rawSettings(setting(settingEnablePush, 1)), connection(ErrCodeProtocol), "abort protocol"},
-		{"6.5.2", "ENABLE_PUSH 0", "GET", rawSettings(setting(settingEnablePush, 0)), fine(), ""},
-		{"6.6", "PUSH_PROMISE", "GET", raw(framePushPromise, flagEndHeaders, 1, "\x00\x00\x00\x02"), connection(ErrCodeProtocol), "abort protocol"},
-		{"6.8", "second GOAWAY promises more", "GET", raw(frameGoAway, 0, 0, u32(1)+u32(0)) + raw(frameGoAway, 0, 0, u32(3)+u32(0)), connection(ErrCodeProtocol), "abort protocol"},
-		{"8.1", "response", "GET", resp + rawData(1, false, "abc") + rawData(1, true, "d"), fine(), "head 200; data 3; data 1 end"},
-		{"8.1", "response before the request is whole", "POST", resp + rawData(1, true, "x"), reset(1, ErrCodeCancel), "head 200; data 1 end"},
-		{"8.1", "response with trailers", "GET", resp + rawData(1, false, "abc") + rawHeaders(1, true, "grpc-status", "0"), fine(), "head 200; data 3; trailers  grpc-status=0"},
-		{"8.1", "trailers only (gRPC)", "GET", rawHeaders(1, true, with(status200, "grpc-status", "5")...), fine(), "head 200 grpc-status=5 end"},
-		{"8.1", "trailers without END_STREAM", "GET", resp + rawHeaders(1, false, "a", "b"), malformed(), "head 200; abort protocol"},
-		{"8.1", "trailers with a pseudo-field", "GET", resp + rawHeaders(1, true, ":status", "200"), malformed(), "head 200; abort protocol"},
-		{"8.1", "DATA before the head", "GET", rawData(1, true, "x"), malformed(), "abort protocol"},
-		{"8.1", "interim responses", "GET", rawHeaders(1, false, ":status", "100") + rawHeaders(1, false, ":status", "103", "link", "x") + rawHeaders(1, true, status200...), fine(), "interim 100; interim 103 link=x; head 200 end"},
-		{"8.1", "interim response ends the stream", "GET", rawHeaders(1, true, ":status", "100"), malformed(), "abort protocol"},
-		{"8.1", "DATA after an interim response", "GET", rawHeaders(1, false, ":status", "100") + rawData(1, true, "x"), malformed(), "interim 100; abort protocol"},
-		{"8.1", "interim responses without end", "GET", strings.Repeat(rawHeaders(1, false, ":status", "100"), 101), reset(1, ErrCodeEnhanceYourCalm), ""},
-		{"8.1.1", "Content-Length above DATA", "GET", rawHeaders(1, false, ":status", "200", "content-length", "2") + rawData(1, true, "x"), malformed(), "head 200 content-length=2; abort protocol"},
-		{"8.1.1", "Content-Length below DATA", "GET", rawHeaders(1, false, ":status", "200", "content-length", "2") + rawData(1, true, "xyz"), malformed(), "head 200 content-length=2; abort protocol"},
-		{"8.1.1", "Content-Length and END_STREAM", "GET", rawHeaders(1, true, ":status", "200", "content-length", "2"), malformed(), "abort protocol"},
-		{"8.1.1", "HEAD with Content-Length", "HEAD", rawHeaders(1, true, ":status", "200", "content-length", "2"), fine(), "head 200 content-length=2 end"},
-		{"8.1.1", "HEAD with DATA", "HEAD", rawHeaders(1, false, ":status", "200", "content-length", "2") + rawData(1, true, "xy"), malformed(), "head 200 content-length=2; abort protocol"},
-		{"8.1.1", "304 with Content-Length", "GET", rawHeaders(1, true, ":status", "304", "content-length", "2"), fine(), "head 304 content-length=2 end"},
-		{"8.1.1", "204 with DATA", "GET", rawHeaders(1, false, ":status", "204") + rawData(1, true, "x"), malformed(), "head 204; abort protocol"},
-		{"8.2.2", "connection", "GET", rawHeaders(1, true, with(status200, "connection", "close")...), malformed(), "abort protocol"},
-		{"8.2.1", "upper-case name", "GET", rawHeaders(1, true, with(status200, "X-A", "1")...), malformed(), "abort protocol"},
-		{"8.3.2", "no :status", "GET", rawHeaders(1, true, "a", "b"), malformed(), "abort protocol"},
-		{"8.3.2", ":status twice", "GET", rawHeaders(1, true, with(status200, status200...)...), malformed(), "abort protocol"},
-		{"8.3.2", ":status of two digits", "GET", rawHeaders(1, true, ":status", "20"), malformed(), "abort protocol"},
-		{"8.3.2", ":status of letters", "GET", rawHeaders(1, true, ":status", "2xx"), malformed(), "abort protocol"},
-		{"8.3.2", ":status 099", "GET", rawHeaders(1, true, ":status", "099"), malformed(), "abort protocol"},
-		{"8.3.2", "pseudo-field of requests", "GET", rawHeaders(1, true, with(status200, ":path", "/")...), malformed(), "abort protocol"},
-		{"8.6", "101", "GET", rawHeaders(1, false, ":status", "101"), malformed(), "abort protocol"},
-		{"8.5", "tunnel", "CONNECT", rawHeaders(1, false, with(status200, "content-length", "9")...) + rawData(1, false, "abc") + rawData(1, true, ""), fine(), "head 200; data 3; data 0 end"},
-		{"8.5", "HEADERS in a tunnel", "CONNECT", resp + rawHeaders(1, true, "a", "b"), malformed(), "head 200; abort protocol"},
-		{"8.5", "refused tunnel with trailers", "CONNECT", rawHeaders(1, false, ":status", "403") + rawHeaders(1, true, "a", "b"), fine(), "head 403; trailers  a=b"},
-		{"10.5.1", "head too large", "GET", rawHeaders(1, true, with(status200, "a", strings.Repeat("x", 2048))...), reset(1, ErrCodeCancel), "abort too large"},
-	}
+var resp = rawHeaders(1, false, status200...)
+
+var clientCases = []clientConformance{
+	{"5.1", "idle: HEADERS", "GET", rawHeaders(3, true, status200...), connection(ErrCodeProtocol), ""},
+	{"5.1", "idle: DATA", "GET", rawData(3, true, "x"), connection(ErrCodeProtocol), ""},
+	{"5.1", "idle: RST_STREAM", "GET", rawReset(3, ErrCodeCancel), connection(ErrCodeProtocol), ""},
+	{"5.1", "idle: WINDOW_UPDATE", "GET", rawWindow(3, 1), connection(ErrCodeProtocol), ""},
+	{"5.1", "even stream: HEADERS", "GET", rawHeaders(2, true, status200...), connection(ErrCodeProtocol), ""},
+	{"5.1", "half-closed (remote): DATA", "CONNECT", resp + rawData(1, true, "") + rawData(1, true, "x"), reset(1, ErrCodeStreamClosed), "head 200; data 0 end; abort protocol"},
+	{"5.1", "half-closed (remote): HEADERS", "CONNECT", resp + rawData(1, true, "") + rawHeaders(1, true, "a", "b"), reset(1, ErrCodeStreamClosed), "head 200; data 0 end; abort protocol"},
+	{"5.1", "closed: all is discarded", "GET", rawHeaders(1, true, status200...) + rawHeaders(1, true, status200...) + rawData(1, true, "x") + rawReset(1, 0) + rawWindow(1, 1), fine(), "head 200 end"},
+	{"6.5.2", "ENABLE_PUSH 1", "GET", rawSettings(setting(settingEnablePush, 1)), connection(ErrCodeProtocol), "abort protocol"},
+	{"6.5.2", "ENABLE_PUSH 0", "GET", rawSettings(setting(settingEnablePush, 0)), fine(), ""},
+	{"6.6", "PUSH_PROMISE", "GET", raw(framePushPromise, flagEndHeaders, 1, "\x00\x00\x00\x02"), connection(ErrCodeProtocol), "abort protocol"},
+	{"6.8", "second GOAWAY promises more", "GET", raw(frameGoAway, 0, 0, u32(1)+u32(0)) + raw(frameGoAway, 0, 0, u32(3)+u32(0)), connection(ErrCodeProtocol), "abort protocol"},
+	{"8.1", "response", "GET", resp + rawData(1, false, "abc") + rawData(1, true, "d"), fine(), "head 200; data 3; data 1 end"},
+	{"8.1", "response before the request is whole", "POST", resp + rawData(1, true, "x"), reset(1, ErrCodeCancel), "head 200; data 1 end"},
+	{"8.1", "response with trailers", "GET", resp + rawData(1, false, "abc") + rawHeaders(1, true, "grpc-status", "0"), fine(), "head 200; data 3; trailers  grpc-status=0"},
+	{"8.1", "trailers only (gRPC)", "GET", rawHeaders(1, true, with(status200, "grpc-status", "5")...), fine(), "head 200 grpc-status=5 end"},
+	{"8.1", "trailers without END_STREAM", "GET", resp + rawHeaders(1, false, "a", "b"), malformed(), "head 200; abort protocol"},
+	{"8.1", "trailers with a pseudo-field", "GET", resp + rawHeaders(1, true, ":status", "200"), malformed(), "head 200; abort protocol"},
+	{"8.1", "DATA before the head", "GET", rawData(1, true, "x"), malformed(), "abort protocol"},
+	{"8.1", "interim responses", "GET", rawHeaders(1, false, ":status", "100") + rawHeaders(1, false, ":status", "103", "link", "x") + rawHeaders(1, true, status200...), fine(), "interim 100; interim 103 link=x; head 200 end"},
+	{"8.1", "interim response ends the stream", "GET", rawHeaders(1, true, ":status", "100"), malformed(), "abort protocol"},
+	{"8.1", "DATA after an interim response", "GET", rawHeaders(1, false, ":status", "100") + rawData(1, true, "x"), malformed(), "interim 100; abort protocol"},
+	{"8.1", "interim responses without end", "GET", strings.Repeat(rawHeaders(1, false, ":status", "100"), 101), reset(1, ErrCodeEnhanceYourCalm), ""},
+	{"8.1.1", "Content-Length above DATA", "GET", rawHeaders(1, false, ":status", "200", "content-length", "2") + rawData(1, true, "x"), malformed(), "head 200 content-length=2; abort protocol"},
+	{"8.1.1", "Content-Length below DATA", "GET", rawHeaders(1, false, ":status", "200", "content-length", "2") + rawData(1, true, "xyz"), malformed(), "head 200 content-length=2; abort protocol"},
+	{"8.1.1", "Content-Length and END_STREAM", "GET", rawHeaders(1, true, ":status", "200", "content-length", "2"), malformed(), "abort protocol"},
+	{"8.1.1", "HEAD with Content-Length", "HEAD", rawHeaders(1, true, ":status", "200", "content-length", "2"), fine(), "head 200 content-length=2 end"},
+	{"8.1.1", "HEAD with DATA", "HEAD", rawHeaders(1, false, ":status", "200", "content-length", "2") + rawData(1, true, "xy"), malformed(), "head 200 content-length=2; abort protocol"},
+	{"8.1.1", "304 with Content-Length", "GET", rawHeaders(1, true, ":status", "304", "content-length", "2"), fine(), "head 304 content-length=2 end"},
+	{"8.1.1", "204 with DATA", "GET", rawHeaders(1, false, ":status", "204") + rawData(1, true, "x"), malformed(), "head 204; abort protocol"},
+	{"8.2.2", "connection", "GET", rawHeaders(1, true, with(status200, "connection", "close")...), malformed(), "abort protocol"},
+	{"8.2.1", "upper-case name", "GET", rawHeaders(1, true, with(status200, "X-A", "1")...), malformed(), "abort protocol"},
+	{"8.3.2", "no :status", "GET", rawHeaders(1, true, "a", "b"), malformed(), "abort protocol"},
+	{"8.3.2", ":status twice", "GET", rawHeaders(1, true, with(status200, status200...)...), malformed(), "abort protocol"},
+	{"8.3.2", ":status of two digits", "GET", rawHeaders(1, true, ":status", "20"), malformed(), "abort protocol"},
+	{"8.3.2", ":status of letters", "GET", rawHeaders(1, true, ":status", "2xx"), malformed(), "abort protocol"},
+	{"8.3.2", ":status 099", "GET", rawHeaders(1, true, ":status", "099"), malformed(), "abort protocol"},
+	{"8.3.2", "pseudo-field of requests", "GET", rawHeaders(1, true, with(status200, ":path", "/")...), malformed(), "abort protocol"},
+	{"8.6", "101", "GET", rawHeaders(1, false, ":status", "101"), malformed(), "abort protocol"},
+	{"8.5", "tunnel", "CONNECT", rawHeaders(1, false, with(status200, "content-length", "9")...) + rawData(1, false, "abc") + rawData(1, true, ""), fine(), "head 200; data 3; data 0 end"},
+	{"8.5", "HEADERS in a tunnel", "CONNECT", resp + rawHeaders(1, true, "a", "b"), malformed(), "head 200; abort protocol"},
+	{"8.5", "refused tunnel with trailers", "CONNECT", rawHeaders(1, false, ":status", "403") + rawHeaders(1, true, "a", "b"), fine(), "head 403; trailers  a=b"},
+	{"10.5.1", "head too large", "GET", rawHeaders(1, true, with(status200, "a", strings.Repeat("x", 2048))...), reset(1, ErrCodeCancel), "abort too large"},
 }
 
 func TestClientConformance(t *testing.T) {
-	for _, tt := range clientCases() {
+	for _, tt := range clientCases {
 		t.Run(tt.section+" "+tt.name, func(t *testing.T) {
 			d := newDesk(t, Config{HeadBytesMax: 2048})
 			h := request(tt.method, "/")

@@ -32,7 +32,7 @@ func FuzzFrameHeader(f *testing.F) {
 
 // FuzzHead decodes a header block; what is accepted as a request is valid, and survives being sent on.
 func FuzzHead(f *testing.F) {
-	for _, tt := range serverCases() {
+	for _, tt := range serverCases {
 		if h := parseFrameHeader([]byte(tt.in)); h.typ == frameHeaders && h.length <= len(tt.in)-frameHeaderLen {
 			f.Add([]byte(tt.in[frameHeaderLen : frameHeaderLen+h.length]))
 		}
@@ -99,12 +99,9 @@ func (c *core) invariants(t *testing.T) {
 	}
 }
 
-// play feeds p in pieces, of a size that p decides, as the loop would.
-func play(p []byte, onData func(p []byte) int, between func()) {
-	size := 1 << 20
-	if len(p) > 0 {
-		size = 1 + int(p[0])*int(p[0])
-	}
+// play feeds p in pieces, of a size that mode decides, as the loop would.
+func play(mode byte, p []byte, onData func(p []byte) int, between func()) {
+	size := 1 << (mode >> 4)
 	var kept []byte
 	for len(p) > 0 {
 		n := min(size, len(p))
@@ -116,8 +113,8 @@ func play(p []byte, onData func(p []byte) int, between func()) {
 
 // FuzzServer feeds anything to a server whose Receivers answer, pause and reset.
 func FuzzServer(f *testing.F) {
-	for i, tt := range serverCases() {
-		f.Add(byte(i), []byte(tt.in))
+	for i, tt := range serverCases {
+		f.Add(byte(i)|0x80, []byte(tt.in))
 	}
 	f.Fuzz(func(t *testing.T, mode byte, in []byte) {
 		b := newBed(t, Config{MaxStreams: 5, HeadBytesMax: 1000, StreamWindow: 20_000, ConnWindow: 70_000, SendBuffer: 1000, ExtendedConnect: true})
@@ -137,7 +134,7 @@ func FuzzServer(f *testing.F) {
 				r.s.SendTrailers(response(0, "a", "b"))
 			}
 		}
-		play(in, b.s.OnData, func() {
+		play(mode, in, b.s.OnData, func() {
 			b.s.invariants(t)
 			b.time = b.time.Add(100 * time.Millisecond)
 			for _, r := range b.reqs {
@@ -163,8 +160,8 @@ func FuzzServer(f *testing.F) {
 
 // FuzzClient feeds anything to a client with three exchanges open.
 func FuzzClient(f *testing.F) {
-	for i, tt := range clientCases() {
-		f.Add(byte(i), []byte(tt.in))
+	for i, tt := range clientCases {
+		f.Add(byte(i)|0x80, []byte(tt.in))
 	}
 	f.Fuzz(func(t *testing.T, mode byte, in []byte) {
 		d := newDesk(t, Config{HeadBytesMax: 1000, StreamWindow: 20_000, ConnWindow: 70_000, SendBuffer: 1000}, setting(settingExtendedConnect, 1))
@@ -182,7 +179,7 @@ func FuzzClient(f *testing.F) {
 				}
 			}
 		}
-		play(in, d.c.OnData, func() {
+		play(mode, in, d.c.OnData, func() {
 			d.c.invariants(t)
 			for _, r := range rs {
 				r.s.Resume()

@@ -13,77 +13,79 @@ import (
 	"github.com/lateen-mesh/lateen/proxy/stream"
 )
 
+func odd(i int) uint32 { return uint32(2*i + 1) }
+
+var guardCases = []struct {
+	name   string
+	n      int
+	every  time.Duration // between repetitions
+	repeat func(i int) string
+	calm   bool
+}{
+	{"rapid reset", 600, 0, func(i int) string { return rawHeaders(odd(i), true, get...) + rawReset(odd(i), ErrCodeCancel) }, true},
+	{"some resets at once", 400, 0, func(i int) string { return rawHeaders(odd(i), true, get...) + rawReset(odd(i), ErrCodeCancel) }, false},
+	{"a third is reset", 4000, 0, func(i int) string {
+		if i%3 == 0 {
+			return rawHeaders(odd(i), true, get...) + rawReset(odd(i), ErrCodeCancel)
+		}
+		return rawHeaders(odd(i), true, with(get, "x-answer", "1")...)
+	}, false},
+	{"resets over time", 4000, 20 * time.Millisecond, func(i int) string { return rawHeaders(odd(i), true, get...) + rawReset(odd(i), ErrCodeCancel) }, false},
+	{"malformed requests", 600, 0, func(i int) string { return rawHeaders(odd(i), true, get[2:]...) }, true},
+	{"streams made to be reset", 600, 0, func(i int) string { return rawHeaders(odd(i), false, post...) + rawWindow(odd(i), 0) }, true},
+	{"requests too large", 600, 0, func(i int) string { return rawHeaders(odd(i), true, with(get, "a", strings.Repeat("x", 2000))...) }, true},
+	{"requests beyond MAX_CONCURRENT_STREAMS", 700, 0, func(i int) string { return rawHeaders(odd(i), true, get...) }, true},
+	{"PING", 1100, 0, func(int) string { return raw(framePing, 0, 0, "12345678") }, true},
+	{"PING over time", 3000, 6 * time.Millisecond, func(int) string { return raw(framePing, 0, 0, "12345678") }, false},
+	{"PING for each DATA frame", 3000, 0, func(i int) string {
+		if i == 0 {
+			return rawHeaders(1, false, post...)
+		}
+		return rawData(1, false, "x") + raw(framePing, 0, 0, "12345678")
+	}, false},
+	{"answers to PINGs that were not sent", 1100, 0, func(int) string { return raw(framePing, flagAck, 0, "12345678") }, true},
+	{"SETTINGS", 110, 0, func(i int) string { return rawSettings(setting(settingInitialWindow, uint32(i))) }, true},
+	{"SETTINGS acknowledged", 1100, 0, func(int) string { return raw(frameSettings, flagAck, 0, "") }, true},
+	{"PRIORITY", 1100, 0, func(i int) string { return raw(framePriority, 0, odd(i), "\x00\x00\x00\x00\x10") }, true},
+	{"GOAWAY", 1100, 0, func(int) string { return raw(frameGoAway, 0, 0, u32(0)+u32(0)) }, true},
+	{"unknown frames", 1100, 0, func(int) string { return raw(0x42, 0, 0, "") }, true},
+	{"resets of a closed stream", 1100, 0, func(i int) string {
+		if i == 0 {
+			return rawHeaders(1, true, with(get, "x-answer", "1")...)
+		}
+		return rawReset(1, ErrCodeCancel)
+	}, true},
+	{"WINDOW_UPDATE", 2100, 0, func(int) string { return rawWindow(0, 1) }, true},
+	{"empty DATA", 110, 0, func(i int) string {
+		if i == 0 {
+			return rawHeaders(1, false, post...)
+		}
+		return rawData(1, false, "")
+	}, true},
+	{"padding only", 110, 0, func(i int) string {
+		if i == 0 {
+			return rawHeaders(1, false, post...)
+		}
+		return raw(frameData, flagPadded, 1, "\x01\x00")
+	}, true},
+	{"CONTINUATION without bytes", 70, 0, func(i int) string {
+		if i == 0 {
+			return raw(frameHeaders, 0, 1, "")
+		}
+		return raw(frameContinuation, 0, 1, "")
+	}, true},
+	{"CONTINUATION without end", 20, 0, func(i int) string {
+		if i == 0 {
+			return raw(frameHeaders, 0, 1, "")
+		}
+		return raw(frameContinuation, 0, 1, strings.Repeat("\x82", 1000))
+	}, true},
+	{"HEADERS without a field", 600, 0, func(i int) string { return rawHeaders(odd(i), true) }, true},
+}
+
 // TestGuards repeats something until the connection ends with ENHANCE_YOUR_CALM, or to the end without.
 func TestGuards(t *testing.T) {
-	odd := func(i int) uint32 { return uint32(2*i + 1) }
-	tests := []struct {
-		name   string
-		n      int
-		every  time.Duration // between repetitions
-		repeat func(i int) string
-		calm   bool
-	}{
-		{"rapid reset", 600, 0, func(i int) string { return rawHeaders(odd(i), true, get...) + rawReset(odd(i), ErrCodeCancel) }, true},
-		{"some resets at once", 400, 0, func(i int) string { return rawHeaders(odd(i), true, get...) + rawReset(odd(i), ErrCodeCancel) }, false},
-		{"a third is reset", 4000, 0, func(i int) string {
-			if i%3 == 0 {
-				return rawHeaders(odd(i), true, get...) + rawReset(odd(i), ErrCodeCancel)
-			}
-			return rawHeaders(odd(i), true, with(get, "x-answer", "1")...)
-		}, false},
-		{"resets over time", 4000, 20 * time.Millisecond, func(i int) string { return rawHeaders(odd(i), true, get...) + rawReset(odd(i), ErrCodeCancel) }, false},
-		{"malformed requests", 600, 0, func(i int) string { return rawHeaders(odd(i), true, get[2:]...) }, true},
-		{"streams made to be reset", 600, 0, func(i int) string { return rawHeaders(odd(i), false, post...) + rawWindow(odd(i), 0) }, true},
-		{"requests too large", 600, 0, func(i int) string { return rawHeaders(odd(i), true, with(get, "a", strings.Repeat("x", 2000))...) }, true},
-		{"requests beyond MAX_CONCURRENT_STREAMS", 700, 0, func(i int) string { return rawHeaders(odd(i), true, get...) }, true},
-		{"PING", 1100, 0, func(int) string { return raw(framePing, 0, 0, "12345678") }, true},
-		{"PING over time", 3000, 6 * time.Millisecond, func(int) string { return raw(framePing, 0, 0, "12345678") }, false},
-		{"PING for each DATA frame", 3000, 0, func(i int) string {
-			if i == 0 {
-				return rawHeaders(1, false, post...)
-			}
-			return rawData(1, false, "x") + raw(framePing, 0, 0, "12345678")
-		}, false},
-		{"answers to PINGs that were not sent", 1100, 0, func(int) string { return raw(framePing, flagAck, 0, "12345678") }, true},
-		{"SETTINGS", 110, 0, func(i int) string { return rawSettings(setting(settingInitialWindow, uint32(i))) }, true},
-		{"SETTINGS acknowledged", 1100, 0, func(int) string { return raw(frameSettings, flagAck, 0, "") }, true},
-		{"PRIORITY", 1100, 0, func(i int) string { return raw(framePriority, 0, odd(i), "\x00\x00\x00\x00\x10") }, true},
-		{"GOAWAY", 1100, 0, func(int) string { return raw(frameGoAway, 0, 0, u32(0)+u32(0)) }, true},
-		{"unknown frames", 1100, 0, func(int) string { return raw(0x42, 0, 0, "") }, true},
-		{"resets of a closed stream", 1100, 0, func(i int) string {
-			if i == 0 {
-				return rawHeaders(1, true, with(get, "x-answer", "1")...)
-			}
-			return rawReset(1, ErrCodeCancel)
-		}, true},
-		{"WINDOW_UPDATE", 2100, 0, func(int) string { return rawWindow(0, 1) }, true},
-		{"empty DATA", 110, 0, func(i int) string {
-			if i == 0 {
-				return rawHeaders(1, false, post...)
-			}
-			return rawData(1, false, "")
-		}, true},
-		{"padding only", 110, 0, func(i int) string {
-			if i == 0 {
-				return rawHeaders(1, false, post...)
-			}
-			return raw(frameData, flagPadded, 1, "\x01\x00")
-		}, true},
-		{"CONTINUATION without bytes", 70, 0, func(i int) string {
-			if i == 0 {
-				return raw(frameHeaders, 0, 1, "")
-			}
-			return raw(frameContinuation, 0, 1, "")
-		}, true},
-		{"CONTINUATION without end", 20, 0, func(i int) string {
-			if i == 0 {
-				return raw(frameHeaders, 0, 1, "")
-			}
-			return raw(frameContinuation, 0, 1, strings.Repeat("\x82", 1000))
-		}, true},
-		{"HEADERS without a field", 600, 0, func(i int) string { return rawHeaders(odd(i), true) }, true},
-	}
-	for _, tt := range tests {
+	for _, tt := range guardCases {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBed(t, Config{MaxStreams: 100, HeadBytesMax: 1500})
 			b.conn.discard = true

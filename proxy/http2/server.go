@@ -1,6 +1,10 @@
 package http2
 
-import "github.com/lateen-mesh/lateen/proxy/stream"
+import (
+	"errors"
+
+	"github.com/lateen-mesh/lateen/proxy/stream"
+)
 
 // ServerOwner is who keeps a ServerConn.
 type ServerOwner interface {
@@ -11,8 +15,8 @@ type ServerOwner interface {
 
 // ServerConn is the server's side of a connection. Its OnData, OnEOF, OnClose
 // and OnDrain are to be called as the loop's Handler is; the bytes that OnData
-// did not consume are to be offered again, with more. KeepBytes of the loop
-// must be at least 16 KiB and 9 bytes.
+// did not consume are to be offered again, with more. The loop must
+// be able to keep 16 KiB and 9 bytes.
 type ServerConn struct {
 	core
 	server   stream.Server
@@ -99,7 +103,8 @@ func (s *ServerConn) lastServed() uint32 {
 func (s *ServerConn) settled() {}
 
 func (s *ServerConn) broken(err error) {
-	if e, ok := err.(*Error); ok { //nolint:errorlint // only fail makes one, and does not wrap it
+	var e *Error
+	if errors.As(err, &e) {
 		s.owner.OnFault(s, e)
 	}
 }

@@ -68,7 +68,7 @@ func (x *exchange) over() bool { return x.flags&closed != 0 || x.c.dead }
 
 func (x *exchange) SendInterim(h *stream.Head) {
 	c := x.c
-	if x.over() || x.flags&sentHead != 0 || !c.server || h.Status < 100 || h.Status >= 200 {
+	if x.over() || x.flags&sentHead != 0 || !c.server || h.Status < 100 || h.Status >= 200 || h.Status == 101 {
 		return
 	}
 	c.startBlock().response(h, false)
