@@ -1,6 +1,7 @@
 package accesslog
 
 import (
+	"encoding/binary"
 	"unicode"
 	"unicode/utf8"
 )
@@ -34,7 +35,13 @@ func printable(space bool) (ok [256]bool) {
 
 // apply escapes dst from start on.
 func (x escape) apply(dst []byte, start int) []byte {
-	clean, ok := start, &harmless[x]
+	clean, ok, floor := start, &harmless[x], uint64(' ')
+	if x == escapeBare {
+		floor = '!'
+	}
+	for clean+8 <= len(dst) && plain(binary.LittleEndian.Uint64(dst[clean:]), floor) {
+		clean += 8
+	}
 	for clean < len(dst) && ok[dst[clean]] {
 		clean++
 	}
@@ -71,6 +78,16 @@ func (x escape) apply(dst []byte, start int) []byte {
 	}
 	n := copy(dst[clean:], dst[end:])
 	return dst[:clean+n]
+}
+
+// plain reports whether all eight bytes of v are ASCII from floor to '~', other
+// than the double quote and the backslash. In the sum of the terms, the lowest
+// byte that is not has its high bit set; if all are, none has.
+func plain(v, floor uint64) bool {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	quote, backslash := v^ones*'"', v^ones*'\\'
+	bad := v | (v + ones) | (v - ones*floor) | (quote - ones) | (backslash - ones)
+	return bad&high == 0
 }
 
 func (x escape) appendByte(dst []byte, c byte) []byte {

@@ -2,6 +2,7 @@ package accesslog
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -277,6 +278,22 @@ func TestTextCannotBeForged(t *testing.T) {
 		}
 		if got := len(splitColumns(line)); got != columns {
 			t.Errorf("%.30q: %d columns, want %d: %.300s", evil, got, columns, line)
+		}
+	}
+}
+
+// TestPlain compares the fast look at eight bytes with the table.
+func TestPlain(t *testing.T) {
+	for x, floor := range map[escape]uint64{escapeBare: '!', escapeQuoted: ' ', escapeJSON: ' '} {
+		for at := range 8 {
+			for c := range 256 {
+				p := []byte("abcdefgh")
+				p[at] = byte(c)
+				p[(at+3)%8] = '~'
+				if got, want := plain(binary.LittleEndian.Uint64(p), floor), harmless[x][c]; got != want {
+					t.Errorf("%d: %q: %v, want %v", x, p, got, want)
+				}
+			}
 		}
 	}
 }

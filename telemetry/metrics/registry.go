@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	seriesMaxDefault = 4096
+	seriesMaxDefault = 2048
 	idleAfterDefault = 15 * time.Minute
 	// edgeShare: an edge is four times as large as a series and has several of them.
 	edgeShare = 4
@@ -26,7 +26,7 @@ const (
 
 // Config describes a Registry; the zero value is the default.
 type Config struct {
-	// SeriesMax bounds the series of each kind that one shard holds; default 4096, some 2.5 MiB when full. What
+	// SeriesMax bounds the series of each kind that one shard holds; default 2048, which is some 3 MiB when all are full. What
 	// exceeds it is counted in series whose peers and service are called "other".
 	SeriesMax int
 	// IdleAfter is how long a series may go without a change before a scrape drops it; default 15 minutes.
