@@ -86,8 +86,10 @@ const echoName = "test.Echo"
 
 func (e *echo) desc() *grpc.ServiceDesc {
 	streamer := func(name string, in, out bool) grpc.StreamDesc {
-		return grpc.StreamDesc{StreamName: name, ClientStreams: in, ServerStreams: out,
-			Handler: func(_ any, s grpc.ServerStream) error { return e.stream(s, in, out) }}
+		return grpc.StreamDesc{
+			StreamName: name, ClientStreams: in, ServerStreams: out,
+			Handler: func(_ any, s grpc.ServerStream) error { return e.stream(s, in, out) },
+		}
 	}
 	return &grpc.ServiceDesc{
 		ServiceName: echoName, HandlerType: (*any)(nil),

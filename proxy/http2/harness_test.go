@@ -155,14 +155,17 @@ func (r *recorder) OnData(p []byte, end bool) {
 	r.ended = r.ended || end
 	r.note(fmt.Sprintf("data %d%s", len(p), endMark(end)))
 }
+
 func (r *recorder) OnTrailers(h *stream.Head) {
 	r.ended = true
 	r.note("trailers " + describe(h))
 }
+
 func (r *recorder) OnAbort(why stream.Abort, err error) {
 	r.why, r.err = why, err
 	r.note("abort " + why.String())
 }
+
 func (r *recorder) OnDrain() {
 	r.drained++
 	r.note("drain")
@@ -278,6 +281,7 @@ func (d *desk) OnDraining(c *ClientConn) {
 	d.draining = append(d.draining, c.Err())
 	d.write("draining")
 }
+
 func (d *desk) OnDead(c *ClientConn) {
 	d.dead = append(d.dead, c.Err())
 	d.write("dead")

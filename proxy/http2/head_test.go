@@ -71,10 +71,12 @@ func TestEncodeRequest(t *testing.T) {
 		head *stream.Head
 		want []string
 	}{
-		{"names in lower case, forbidden ones dropped",
+		{
+			"names in lower case, forbidden ones dropped",
 			request("GET", "/x", "X-Forwarded-For", "1", "Connection", "close", "Keep-Alive", "5", "Proxy-Connection", "x",
 				"Transfer-Encoding", "chunked", "Upgrade", "h2c", "HTTP2-Settings", "x", "TE", "gzip", "Host", "b.test", "Accept", "*/*"),
-			[]string{":method=GET", ":scheme=http", ":path=/x", ":authority=a.test", "x-forwarded-for=1", "accept=*/*"}},
+			[]string{":method=GET", ":scheme=http", ":path=/x", ":authority=a.test", "x-forwarded-for=1", "accept=*/*"},
+		},
 		{"te: trailers stays", request("GET", "/", "TE", "Trailers"), []string{":method=GET", ":scheme=http", ":path=/", ":authority=a.test", "te=Trailers"}},
 		{"defaults", bare, []string{":method=GET", ":scheme=https", ":path=/"}},
 		{"length from the head", sized, []string{":method=POST", ":scheme=http", ":path=/", ":authority=a.test", "content-length=12"}},

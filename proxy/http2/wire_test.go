@@ -262,11 +262,13 @@ func (b *back) OnData(p []byte, end bool) {
 		b.x.up.Pause()
 	}
 }
+
 func (b *back) OnTrailers(h *stream.Head) {
 	f := b.check()
 	b.x.over = true
 	f.down.SendTrailers(h)
 }
+
 func (b *back) OnAbort(stream.Abort, error) {
 	f := b.check()
 	b.x.over = true

@@ -143,3 +143,13 @@ func equalFold(p []byte, lower string) bool {
 	}
 	return true
 }
+
+// Unknown is the treatment of connections to where the mesh knows nothing: they are passed on as they are.
+func (t *Table) Unknown() *Listener {
+	p := &plan.Listener{Name: plan.ClusterPassthrough, Chains: []plan.Chain{{
+		Name: "other", Protocol: plan.ProtocolTCP,
+		TCP:     &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: plan.ClusterPassthrough}}},
+		Service: plan.ServiceName{Name: plan.ClusterPassthrough},
+	}}}
+	return t.newListener(p, t.view.Load())
+}

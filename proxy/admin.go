@@ -1,0 +1,294 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"io"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/telemetry"
+	"github.com/lateen-mesh/lateen/telemetry/accesslog"
+	"github.com/lateen-mesh/lateen/telemetry/export"
+	"github.com/lateen-mesh/lateen/telemetry/scrape"
+)
+
+// adminTimeout bounds an admin request's head.
+const adminTimeout = 10 * time.Second
+
+// Status is what the proxy tells of itself.
+type Status struct {
+	Name      string    `json:"name"`
+	Namespace string    `json:"namespace"`
+	Role      string    `json:"role"`
+	Identity  string    `json:"identity"`
+	Ready     bool      `json:"ready"`
+	ReadyMS   float64   `json:"ready_ms"` // from start to ready
+	Connected bool      `json:"connected"`
+	Draining  bool      `json:"draining"`
+	Expires   time.Time `json:"certificate_expires"`
+	Resources int       `json:"resources"`
+	Updated   time.Time `json:"updated"` // when the newest orders came
+	Refused   string    `json:"refused,omitempty"`
+	RSSMiB    float64   `json:"rss_mib"`
+	PID       int       `json:"pid"`
+}
+
+// Status returns the present state.
+func (p *Proxy) Status() Status {
+	s := Status{
+		Name: p.cfg.Name, Namespace: p.cfg.Namespace, Role: p.cfg.Role, Identity: p.self.identity, Connected: p.connected.Load(),
+		Draining: p.draining.Load(), RSSMiB: rssMiB(), PID: os.Getpid(),
+	}
+	if at := p.readyAt.Load(); at > 0 {
+		s.Ready, s.ReadyMS = true, float64(at)/float64(time.Millisecond)
+	}
+	if c := p.holder.Current(); c.Certificate != nil {
+		s.Expires = c.Certificate.Leaf.NotAfter
+	}
+	for _, e := range p.table.Dump() {
+		s.Resources++
+		if e.Updated.After(s.Updated) {
+			s.Updated = e.Updated
+		}
+	}
+	p.mu.Lock()
+	s.Refused = p.lastNack
+	p.mu.Unlock()
+	return s
+}
+
+// rssMiB is the process's resident memory.
+func rssMiB() float64 {
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	var size, rss float64
+	if _, err := fmt.Sscan(string(text), &size, &rss); err != nil {
+		return 0
+	}
+	return rss * float64(os.Getpagesize()) / (1 << 20)
+}
+
+// openAdmin opens the admin page (loopback and Unix socket), the metrics and the health ports.
+func (p *Proxy) openAdmin(run func(string, func(context.Context) error)) error {
+	mux := p.adminMux()
+	metrics := http.NewServeMux()
+	metrics.Handle("GET /stats/prometheus", p.metricsHandler())
+	metrics.Handle("GET /metrics", p.metricsHandler())
+	metrics.HandleFunc("GET /healthz/ready", p.serveReady)
+	health := http.NewServeMux()
+	health.HandleFunc("GET /healthz/ready", p.serveReady)
+	var listeners []net.Listener
+	fail := func(err error) error {
+		for _, l := range listeners {
+			_ = l.Close()
+		}
+		return err
+	}
+	serve := func(l net.Listener, h http.Handler) {
+		listeners = append(listeners, l)
+		run("admin", func(ctx context.Context) error { return serveHTTP(ctx, l, h) })
+	}
+	for _, a := range []struct {
+		addr netip.AddrPort
+		h    http.Handler
+	}{
+		{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), PortAdmin), mux},
+		{netip.AddrPortFrom(netip.IPv6Unspecified(), PortMetrics), metrics},
+		{netip.AddrPortFrom(netip.IPv6Unspecified(), PortHealth), health},
+	} {
+		l, err := net.Listen("tcp", a.addr.String())
+		if err != nil {
+			return fail(listenError(a.addr, err))
+		}
+		serve(l, a.h)
+	}
+	if path := p.cfg.AdminSocket; path != "" {
+		_ = os.Remove(path)
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			return fail(fmt.Errorf("open the admin socket: %w", err))
+		}
+		if err := os.Chmod(path, 0o600); err != nil {
+			return fail(fmt.Errorf("protect the admin socket: %w", err))
+		}
+		serve(l, mux)
+	}
+	if fd, ok := p.cfg.Inherited["admin"]; ok {
+		f := os.NewFile(uintptr(fd), "admin")
+		l, err := net.FileListener(f)
+		_ = f.Close()
+		if err != nil {
+			return fail(fmt.Errorf("take the admin socket that was handed in: %w", err))
+		}
+		serve(l, mux)
+	}
+	return nil
+}
+
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: adminTimeout, IdleTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func (p *Proxy) metricsHandler() http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		scrape.New(scrape.Config{Registry: p.metrics, Component: "proxy", Tag: version(), Counters: []scrape.Counter{
+			{Name: accesslog.MetricDropped, Help: "Access log lines that found no room.", Read: p.logs.dropped},
+			{Name: export.MetricDropped, Help: "Spans that found no room.", Read: p.spans.dropped},
+		}}),
+	)
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return ""
+}
+
+func (p *Proxy) serveReady(w http.ResponseWriter, _ *http.Request) {
+	select {
+	case <-p.ready:
+		if !p.draining.Load() {
+			_, _ = io.WriteString(w, "ready\n")
+			return
+		}
+		http.Error(w, "draining", http.StatusServiceUnavailable)
+	default:
+		http.Error(w, "not ready: waiting for a certificate and for orders from "+strings.Join(p.cfg.Control, ", "), http.StatusServiceUnavailable)
+	}
+}
+
+func (p *Proxy) adminMux() *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", p.servePage)
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, p.Status()) })
+	mux.HandleFunc("GET /config", p.serveConfig)
+	mux.HandleFunc("GET /edges", p.serveEdges)
+	mux.HandleFunc("GET /ready", p.serveReady)
+	mux.Handle("GET /stats/prometheus", p.metricsHandler())
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	_ = e.Encode(v)
+}
+
+// ConfigEntry is one resource as the admin page shows it.
+type ConfigEntry struct {
+	Kind    string        `json:"kind"`
+	Name    string        `json:"name"`
+	State   string        `json:"state"`
+	Updated time.Time     `json:"updated"`
+	Text    string        `json:"text,omitempty"`
+	Plan    plan.Resource `json:"plan,omitempty"`
+}
+
+// serveConfig dumps what is in force: ?kind=listener|route|cluster|endpoints|secret|name, ?text for people.
+func (p *Proxy) serveConfig(w http.ResponseWriter, r *http.Request) {
+	kind := r.URL.Query().Get("kind")
+	out := []ConfigEntry{}
+	for _, e := range p.table.Dump() {
+		if kind != "" && e.Kind.String() != kind {
+			continue
+		}
+		c := ConfigEntry{Kind: e.Kind.String(), Name: e.Name, State: e.State.String(), Updated: e.Updated}
+		if e.Resource != nil {
+			c.Text, c.Plan = e.Resource.String(), e.Resource
+			if s, ok := e.Resource.(*plan.Secret); ok {
+				c.Plan = &plan.Secret{Name: s.Name, Chain: s.Chain, Roots: s.Roots} // never the key
+			}
+		}
+		out = append(out, c)
+	}
+	if r.URL.Query().Has("text") {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		for _, c := range out {
+			if c.Text == "" {
+				c.Text = fmt.Sprintf("%s %s: %s\n", c.Kind, c.Name, c.State)
+			}
+			_, _ = io.WriteString(w, c.Text)
+		}
+		return
+	}
+	writeJSON(w, out)
+}
+
+// Edge is one arrow of the picture, as this proxy counts it.
+type Edge struct {
+	Reporter    string         `json:"reporter"`
+	Source      telemetry.Peer `json:"source"`
+	Destination telemetry.Peer `json:"destination"`
+	Service     string         `json:"service"`
+	Requests    uint64         `json:"requests"`
+	Failures    uint64         `json:"failures"`
+	MutualTLS   uint64         `json:"mtls"`
+	Plain       uint64         `json:"plain"`
+	Connections uint64         `json:"connections"`
+	P50         float64        `json:"p50_ms"`
+	P99         float64        `json:"p99_ms"`
+}
+
+func (p *Proxy) serveEdges(w http.ResponseWriter, _ *http.Request) {
+	out := []Edge{}
+	for _, e := range p.metrics.Snapshot().Edges() {
+		out = append(out, Edge{
+			Reporter: e.Reporter.String(), Source: e.Source, Destination: e.Destination, Service: e.Service.Name,
+			Requests: e.Requests, Failures: e.Failures, MutualTLS: e.MutualTLS, Plain: e.Plain, Connections: e.Opened,
+			P50: ms(e.Latency.Quantile(0.5)), P99: ms(e.Latency.Quantile(0.99)),
+		})
+	}
+	writeJSON(w, out)
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+var page = template.Must(template.New("page").Parse(`<!doctype html><meta charset="utf-8"><title>{{.Name}} · lateen</title>
+<meta name="viewport" content="width=device-width"><style>
+:root{color-scheme:light dark;font:15px/1.5 system-ui,sans-serif}body{max-width:46rem;margin:3rem auto;padding:0 1rem}
+h1{font-weight:600;margin:0}dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.5rem}dt{opacity:.6}dd{margin:0}
+a{margin-right:1.2rem}.ok{color:#1a8f5a}.no{color:#c0392b}</style>
+<h1>{{.Name}}.{{.Namespace}}</h1><p class="{{if .Ready}}ok">ready after {{printf "%.0f" .ReadyMS}} ms{{else}}no">not ready{{end}}</p>
+<dl><dt>role<dd>{{.Role}}<dt>identity<dd>{{.Identity}}<dt>certificate until<dd>{{.Expires.Format "2006-01-02 15:04:05 MST"}}
+<dt>control plane<dd class="{{if .Connected}}ok">connected{{else}}no">away; the last orders stay in force{{end}}
+<dt>orders<dd>{{.Resources}} resources, newest of {{.Updated.Format "15:04:05"}}{{if .Refused}}<dt>refused<dd class="no">{{.Refused}}{{end}}
+<dt>memory<dd>{{printf "%.1f" .RSSMiB}} MiB resident</dl>
+<p><a href="/config?text">orders as text</a><a href="/config">as JSON</a><a href="/edges">traffic</a><a href="/stats/prometheus">metrics</a><a href="/status">status</a><a href="/debug/pprof/">profiles</a></p>`))
+
+func (p *Proxy) servePage(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	if err := page.Execute(w, p.Status()); err != nil {
+		p.cfg.Logger.Warn("admin page", "cause", err)
+	}
+}

@@ -1,0 +1,209 @@
+package proxy
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/lateen-mesh/lateen/proxy/stream"
+	"github.com/lateen-mesh/lateen/proxy/table"
+	"github.com/lateen-mesh/lateen/telemetry"
+)
+
+// reasonField tells in a response of our own why the proxy answered.
+const reasonField = "x-lateen-reason"
+
+// answer ends the exchange with a response of the proxy's own. A gRPC request
+// gets it as a gRPC status (gRPC over HTTP/2, "Responses").
+func (x *exchange) answer(why telemetry.Reason, status int, text string) {
+	x.answerWith(why, status, text, nil)
+}
+
+// answerWith is answer with more fields.
+func (x *exchange) answerWith(why telemetry.Reason, status int, text string, add func(*stream.Head)) {
+	if x.over || x.responded {
+		return
+	}
+	x.dropAttempt(stream.AbortLocal)
+	x.responded = true
+	x.rec.fail(why)
+	x.rec.local = true
+	if x.grpc && status >= 400 {
+		x.sendGRPC(why, telemetry.GRPCFromHTTP(status).Code(), text)
+		return
+	}
+	h := x.w.responseHead(status)
+	if add != nil {
+		add(h)
+	}
+	h.AddString(reasonField, why.String())
+	body := []byte(text)
+	if status < 200 || status == 204 || status == 304 {
+		body = nil
+	} else {
+		h.ContentLength = int64(len(body))
+		if len(body) > 0 {
+			h.AddString("content-type", "text/plain")
+		}
+	}
+	x.finishLocal(h, body)
+}
+
+// finishLocal edits and sends a response of our own.
+func (x *exchange) finishLocal(h *stream.Head, body []byte) {
+	x.editResponse(h)
+	x.rec.status = h.Status
+	end := len(body) == 0 || string(x.req.Method()) == "HEAD"
+	x.down.SendHead(h, end)
+	if !end {
+		x.rec.sent += int64(len(body))
+		x.down.SendData(body, true)
+	}
+	x.finish()
+}
+
+// answerGRPC ends the exchange with a gRPC status, whatever the request was.
+func (x *exchange) answerGRPC(why telemetry.Reason, code int, text string) {
+	if x.over || x.responded {
+		return
+	}
+	x.dropAttempt(stream.AbortLocal)
+	x.responded = true
+	x.rec.fail(why)
+	x.rec.local = true
+	x.sendGRPC(why, code, text)
+}
+
+func (x *exchange) sendGRPC(why telemetry.Reason, code int, text string) {
+	h := x.w.responseHead(200)
+	h.AddString("content-type", "application/grpc")
+	h.AddString("grpc-status", strconv.Itoa(code))
+	if text != "" {
+		h.AddString("grpc-message", percentEncode(text))
+	}
+	h.AddString(reasonField, why.String())
+	x.rec.grpcStatus = code
+	x.finishLocal(h, nil)
+}
+
+// percentEncode makes a text fit for grpc-message.
+func percentEncode(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '%' {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// redirect answers with the rule's redirect.
+func (x *exchange) redirect() {
+	location := x.rule.Location(nil, &x.query)
+	x.answerWith(telemetry.Redirect, x.rule.Plan.Redirect.Code, "", func(h *stream.Head) { h.Add([]byte("location"), location) })
+}
+
+// redirectHTTPS sends the client to the same place over TLS.
+func (x *exchange) redirectHTTPS() {
+	location := "https://" + string(x.query.Host) + string(x.req.Path())
+	x.answerWith(telemetry.Redirect, 301, "", func(h *stream.Head) { h.AddString("location", location) })
+}
+
+// respond sends the upstream's response head on.
+func (x *exchange) respond(a *attempt, h *stream.Head, end bool) {
+	x.responded = true
+	x.timeoutAtHead()
+	x.body = x.w.giveBody(x.body)
+	x.keeping = false
+	x.rec.upstream(x, a, h, end)
+	x.editResponse(h)
+	x.down.SendHead(h, end)
+	if !end && !x.over && x.down.Full() {
+		a.up.Pause()
+	}
+}
+
+// timeoutAtHead lets the timeout run on for the rest of an ordinary response; a tunnel has none.
+func (x *exchange) timeoutAtHead() {
+	if x.req.Upgrade {
+		x.timeout.Stop()
+	}
+}
+
+// editResponse makes the changes that configuration orders to a response's head.
+func (x *exchange) editResponse(h *stream.Head) {
+	http := x.d.http
+	if x.choice != nil && x.choice.Response != nil {
+		x.choice.Response.Apply(h, x)
+	}
+	if x.rule != nil {
+		if x.rule.Response != nil {
+			x.rule.Response.Apply(h, x)
+		}
+		if x.rule.Plan.CORS != nil {
+			x.corsResponse(h)
+		}
+	}
+	if http.ServerName != "" {
+		h.Set("server", []byte(http.ServerName))
+	}
+	x.hashCookie(h)
+	x.peerResponse(h)
+}
+
+// cors answers a preflight request (Fetch standard, section 3.2.2) and reports whether it did.
+func (x *exchange) cors() bool {
+	c := x.rule.Plan.CORS
+	origin, has := x.req.Get("origin")
+	if !has || string(x.req.Method()) != "OPTIONS" {
+		return false
+	}
+	if _, preflight := x.req.Get("access-control-request-method"); !preflight {
+		return false
+	}
+	if !table.MatchAny(c.AllowOrigins, origin) {
+		if c.ForwardUnmatched {
+			return false
+		}
+		x.answer(telemetry.DirectResponse, 200, "")
+		return true
+	}
+	x.answerWith(telemetry.DirectResponse, 200, "", func(h *stream.Head) {
+		join := func(name string, values []string) {
+			if len(values) > 0 {
+				h.AddString(name, strings.Join(values, ","))
+			}
+		}
+		join("access-control-allow-methods", c.AllowMethods)
+		join("access-control-allow-headers", c.AllowHeaders)
+		if c.MaxAge > 0 {
+			h.AddString("access-control-max-age", strconv.Itoa(int(c.MaxAge.Seconds())))
+		}
+	})
+	return true
+}
+
+// corsResponse adds what a browser must see to let a page read the response.
+func (x *exchange) corsResponse(h *stream.Head) {
+	c := x.rule.Plan.CORS
+	origin, has := x.req.Get("origin")
+	if !has || !table.MatchAny(c.AllowOrigins, origin) {
+		return
+	}
+	h.Set("access-control-allow-origin", origin)
+	if c.AllowCredentials {
+		h.Set("access-control-allow-credentials", []byte("true"))
+	}
+	if len(c.ExposeHeaders) > 0 {
+		h.Set("access-control-expose-headers", []byte(strings.Join(c.ExposeHeaders, ",")))
+	}
+}
+
+// responseHead is the worker's head for responses of our own.
+func (w *worker) responseHead(status int) *stream.Head {
+	w.own.Reset()
+	w.own.Status = status
+	return &w.own
+}

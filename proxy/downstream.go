@@ -1,0 +1,127 @@
+package proxy
+
+import (
+	"time"
+
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/http1"
+	"github.com/lateen-mesh/lateen/proxy/http2"
+	"github.com/lateen-mesh/lateen/proxy/loop"
+)
+
+const (
+	// downstreamIdle closes a client's connection without requests, Istio's default.
+	downstreamIdle = time.Hour
+	// headWait is how long a request's head may take to arrive whole.
+	headWait = 60 * time.Second
+	// lingerWait is how long a connection whose last word has been said waits for its peer to close.
+	lingerWait = 2 * time.Second
+)
+
+// downstream is a client's connection that speaks HTTP.
+type downstream struct {
+	w      *worker
+	s      *session
+	c      *loop.Conn
+	http   *plan.HTTP
+	h1     *http1.ServerConn
+	h2     *http2.ServerConn
+	active int // exchanges
+	used   time.Time
+	linger bool
+	closed bool
+	rec    connRecord
+}
+
+// serve speaks HTTP on a session's connection.
+func (w *worker) serve(s *session, g guess) {
+	d := &downstream{w: w, s: s, c: s.c, http: s.chain.Plan.HTTP, used: w.loop.Now()}
+	s.end()
+	d.rec.init(d)
+	w.downstreams[d] = struct{}{}
+	if g == guessHTTP2 {
+		d.h2 = http2.NewServerConn(s.c, d, w.h2Server(), d)
+		s.c.SetHandler(h2Server{d})
+	} else {
+		d.h1 = w.h1.NewServerConn(s.c, d, d)
+		s.c.SetHandler(h1Server{d})
+	}
+	s.c.ResumeRead()
+	if w.draining {
+		d.drain()
+	}
+}
+
+// exchangeOver is told when an exchange has ended.
+func (d *downstream) exchangeOver() {
+	d.active--
+	d.used = d.w.loop.Now()
+}
+
+// drain lets the client finish what is open and take its next requests elsewhere.
+func (d *downstream) drain() {
+	if d.h2 != nil {
+		d.h2.Drain()
+		return
+	}
+	d.h1.Drain()
+}
+
+// OnIdle: the client's turn.
+func (d *downstream) OnIdle(*http1.ServerConn) { d.used = d.w.loop.Now() }
+
+// OnRefused: the codec has answered what was no request.
+func (d *downstream) OnRefused(_ *http1.ServerConn, f http1.Fault) { d.w.recordBadRequest(d, f) }
+
+// OnFault notes what the client did wrong on an HTTP/2 connection.
+func (d *downstream) OnFault(_ *http2.ServerConn, err *http2.Error) { d.w.recordFault(d, err) }
+
+// OnLinger: all has been said.
+func (d *downstream) OnLinger(*http1.ServerConn) {
+	d.linger = true
+	d.used = d.w.loop.Now()
+}
+
+// sweep closes the connection if it has been idle for too long.
+func (d *downstream) sweep(now time.Time) {
+	idle := d.http.IdleTimeout
+	if idle == 0 {
+		idle = downstreamIdle
+	}
+	switch {
+	case d.linger:
+		idle = lingerWait
+	case d.active > 0:
+		if d.h2 != nil {
+			d.h2.Tick()
+		}
+		return
+	case d.h1 != nil && !d.h1.Idle():
+		idle = headWait
+	}
+	if now.Sub(d.used) >= idle {
+		d.c.Close()
+	}
+}
+
+func (d *downstream) gone() {
+	d.closed = true
+	delete(d.w.downstreams, d)
+	d.w.connectionGone()
+}
+
+// h1Server and h2Server are the loop's handlers of a client's connection.
+type (
+	h1Server struct{ *downstream }
+	h2Server struct{ *downstream }
+)
+
+func (h h1Server) OnData(_ *loop.Conn, p []byte) int { return h.h1.OnData(p) }
+func (h h1Server) OnEOF(*loop.Conn)                  { h.h1.OnEOF() }
+func (h h1Server) OnDrain(*loop.Conn)                { h.h1.OnDrain() }
+func (h h1Server) OnClose(_ *loop.Conn, err error)   { h.h1.OnClose(err); h.gone() }
+
+func (h h2Server) OnData(_ *loop.Conn, p []byte) int { return h.h2.OnData(p) }
+func (h h2Server) OnEOF(*loop.Conn)                  { h.h2.OnEOF() }
+func (h h2Server) OnDrain(*loop.Conn)                { h.h2.OnDrain() }
+func (h h2Server) OnClose(_ *loop.Conn, err error)   { h.h2.OnClose(err); h.gone() }

@@ -1,0 +1,268 @@
+package proxy
+
+import (
+	"bytes"
+	"net/netip"
+	"strconv"
+
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/stream"
+)
+
+// The fields in which proxies of an Istio mesh tell one another who they stand before.
+const (
+	peerField   = "x-envoy-peer-metadata"
+	peerIDField = "x-envoy-peer-metadata-id"
+)
+
+// prepare makes the request's head what will be sent on, once for all attempts.
+func (x *exchange) prepare() {
+	h, http := &x.req, x.d.http
+	x.forwarded(h, http)
+	x.requestID(h)
+	x.clientCert(h, http.ForwardClientCert)
+	x.peerRequest(h, http)
+	x.trace(h)
+	rule := x.rule
+	if rule == nil {
+		return
+	}
+	if rule.Request != nil {
+		rule.Request.Apply(h, x)
+	}
+	if x.choice != nil && x.choice.Request != nil {
+		x.choice.Request.Apply(h, x)
+	}
+	if rw := rule.Plan.Rewrite; rw != nil {
+		x.rec.originalPath = append(x.rec.originalPath[:0], h.Path()...)
+		if rw.Path != "" || rw.Prefix != "" || rw.Regex != "" {
+			x.w.scratch = rule.Rewrite(x.w.scratch[:0], x.query.Path, x.query.Query)
+			h.SetPath(x.w.scratch)
+		}
+		if rw.Authority != "" {
+			h.SetAuthorityString(rw.Authority)
+		}
+	}
+}
+
+// forwarded says where the request came from and how (x-forwarded-for, x-forwarded-proto).
+func (x *exchange) forwarded(h *stream.Head, http *plan.HTTP) {
+	proto := "http"
+	if x.d.s.secured && !x.d.s.meshed {
+		proto = "https"
+	}
+	if !http.AppendForwardedFor {
+		if _, has := h.Get("x-forwarded-proto"); !has {
+			h.AddString("x-forwarded-proto", proto)
+		}
+		return
+	}
+	ip := x.d.s.src.Addr().Unmap()
+	if old, has := h.Get("x-forwarded-for"); has && http.TrustedHops > 0 {
+		x.w.scratch = append(append(x.w.scratch[:0], old...), ',')
+	} else {
+		x.w.scratch = x.w.scratch[:0]
+	}
+	x.w.scratch = ip.AppendTo(x.w.scratch)
+	h.Set("x-forwarded-for", x.w.scratch)
+	if http.TrustedHops == 0 {
+		h.Set("x-forwarded-proto", []byte(proto))
+	} else if _, has := h.Get("x-forwarded-proto"); !has {
+		h.AddString("x-forwarded-proto", proto)
+	}
+}
+
+// trustedAddr is the address at which the chain of believed proxies ends, counted from the right.
+func trustedAddr(xff []byte, hops int, peer netip.Addr) netip.Addr {
+	for range hops {
+		i := bytes.LastIndexByte(xff, ',')
+		a, err := netip.ParseAddr(string(bytes.TrimSpace(xff[i+1:])))
+		if err != nil {
+			return peer
+		}
+		peer = a.Unmap()
+		if i < 0 {
+			return peer
+		}
+		xff = xff[:i]
+	}
+	return peer
+}
+
+// requestID gives every request a name that stays with it.
+func (x *exchange) requestID(h *stream.Head) {
+	if id, has := h.Get("x-request-id"); has && len(id) > 0 && x.d.s.listener.Plan.Direction != plan.Gateway {
+		return
+	}
+	x.w.scratch = x.w.propagator.IDs.AppendRequestID(x.w.scratch[:0])
+	h.Set("x-request-id", x.w.scratch)
+}
+
+// clientCert tells the application who called, in x-forwarded-client-cert.
+func (x *exchange) clientCert(h *stream.Head, how plan.ClientCert) {
+	const field = "x-forwarded-client-cert"
+	switch how {
+	case plan.ClientCertLeave:
+		return
+	case plan.ClientCertSanitize:
+		h.Del(field)
+		return
+	}
+	value := x.d.xfcc()
+	if len(value) == 0 {
+		h.Del(field)
+		return
+	}
+	if old, has := h.Get(field); has && how == plan.ClientCertAppendForward {
+		x.w.scratch = append(append(append(x.w.scratch[:0], old...), ','), value...)
+		h.Set(field, x.w.scratch)
+		return
+	}
+	h.Set(field, value)
+}
+
+// peerRequest exchanges workload metadata with the proxies of the mesh: what the client's said is kept for
+// telemetry, and our own is sent only to those who are of the mesh.
+func (x *exchange) peerRequest(h *stream.Head, http *plan.HTTP) {
+	if !http.Peers {
+		return
+	}
+	if x.d.s.listener.Plan.Direction == plan.Inbound {
+		if value, has := h.Get(peerField); has && x.d.s.meshed {
+			x.rec.source = x.w.peers.read(value, x.d.s.peerText)
+		}
+		h.Del(peerField)
+		h.Del(peerIDField)
+		return
+	}
+	if x.meshBound() {
+		h.Set(peerField, x.w.p.self.metadata)
+		h.Set(peerIDField, x.w.p.self.id)
+	}
+}
+
+// meshBound reports whether the request goes to a place that the mesh knows.
+func (x *exchange) meshBound() bool {
+	return x.choice != nil && x.choice.Cluster != nil && !x.choice.Cluster.Plan().External &&
+		x.choice.Cluster.Plan().Discovery == plan.DiscoverEndpoints
+}
+
+// peerResponse keeps our metadata out of what leaves the mesh.
+func (x *exchange) peerResponse(h *stream.Head) {
+	if x.d.s.listener.Plan.Direction != plan.Inbound {
+		h.Del(peerField)
+		h.Del(peerIDField)
+	}
+}
+
+// hashRequest computes the input of consistent hashing.
+func (x *exchange) hashRequest() {
+	on := x.rule.Plan.HashOn
+	if len(on) == 0 && x.choice.Cluster != nil {
+		on = x.choice.Cluster.Plan().Balance.HashOn
+	}
+	for _, in := range on {
+		switch {
+		case in.Header != "":
+			if v, has := x.req.Get(in.Header); has {
+				x.addHash(v)
+			}
+		case in.Cookie != "":
+			if v, has := cookie(&x.req, in.Cookie); has {
+				x.addHash(v)
+			} else if in.CookieTTL != nil {
+				x.rec.newCookie = strconv.AppendUint(x.rec.newCookie[:0], x.w.rnd.Uint64(), 16)
+				x.rec.cookie = in
+				x.addHash(x.rec.newCookie)
+			}
+		case in.SourceIP:
+			x.w.scratch = x.d.s.src.Addr().AppendTo(x.w.scratch[:0])
+			x.addHash(x.w.scratch)
+		case in.Query != "":
+			if v, has := queryValue(x.query.Query, in.Query); has {
+				x.addHash(v)
+			}
+		}
+	}
+}
+
+// addHash mixes one more input in (FNV-1a, so that all proxies agree).
+func (x *exchange) addHash(p []byte) {
+	const offset, prime = 14695981039346656037, 1099511628211
+	if !x.hasHash {
+		x.hash, x.hasHash = offset, true
+	}
+	for _, c := range p {
+		x.hash = (x.hash ^ uint64(c)) * prime
+	}
+}
+
+// hashCookie hands a new hash cookie to the client.
+func (x *exchange) hashCookie(h *stream.Head) {
+	if len(x.rec.newCookie) == 0 {
+		return
+	}
+	c := x.rec.cookie
+	b := append(append(append(x.w.scratch[:0], c.Cookie...), '='), x.rec.newCookie...)
+	if *c.CookieTTL > 0 {
+		b = strconv.AppendInt(append(b, "; Max-Age="...), int64(c.CookieTTL.Seconds()), 10)
+	}
+	if c.CookiePath != "" {
+		b = append(append(b, "; Path="...), c.CookiePath...)
+	}
+	b = append(b, "; HttpOnly"...)
+	x.w.scratch = b
+	h.Add([]byte("set-cookie"), b)
+}
+
+// cookie finds a cookie of the request (RFC 6265 section 4.2).
+func cookie(h *stream.Head, name string) ([]byte, bool) {
+	for i := range h.Len() {
+		n, v := h.At(i)
+		if !stream.EqualFold(n, "cookie") {
+			continue
+		}
+		for len(v) > 0 {
+			var part []byte
+			part, v, _ = bytes.Cut(v, []byte(";"))
+			key, value, ok := bytes.Cut(bytes.TrimSpace(part), []byte("="))
+			if ok && string(key) == name {
+				return value, true
+			}
+		}
+	}
+	return nil, false
+}
+
+// queryValue finds a query parameter, undecoded.
+func queryValue(query []byte, name string) ([]byte, bool) {
+	for len(query) > 0 {
+		var part []byte
+		part, query, _ = bytes.Cut(query, []byte("&"))
+		key, value, _ := bytes.Cut(part, []byte("="))
+		if string(key) == name {
+			return value, true
+		}
+	}
+	return nil, false
+}
+
+func appendLower(dst, p []byte) []byte {
+	for _, c := range p {
+		if 'A' <= c && c <= 'Z' {
+			c |= 0x20
+		}
+		dst = append(dst, c)
+	}
+	return dst
+}
+
+func appendPort(dst []byte, port uint16) []byte { return strconv.AppendUint(dst, uint64(port), 10) }
+
+func atoi(p []byte) int {
+	n, err := strconv.Atoi(string(p))
+	if err != nil {
+		return -1
+	}
+	return n
+}

@@ -1,0 +1,375 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/lateen-mesh/lateen/proxy/balance"
+	"github.com/lateen-mesh/lateen/proxy/loop"
+	"github.com/lateen-mesh/lateen/proxy/table"
+	"github.com/lateen-mesh/lateen/telemetry"
+)
+
+const (
+	// dialTries is how many endpoints are tried before a byte relay gives up.
+	dialTries = 3
+	// relayIdle closes a relay over which nothing travels, Istio's default.
+	relayIdle = time.Hour
+)
+
+// tcpDial is the search for the server side of a byte relay. Nothing has been
+// sent yet, so a failed endpoint is followed by another one.
+type tcpDial struct {
+	s       *session
+	choice  *table.Choice
+	tried   []*balance.Endpoint
+	ep      *balance.Endpoint
+	addr    netip.AddrPort
+	dialing *dialing
+	began   time.Time
+	done    func(c *loop.Conn, why telemetry.Reason, err error)
+}
+
+// dialTCP opens the server side of a session's relay; done is called once, on the loop, perhaps at once.
+func (s *session) dialTCP(done func(*loop.Conn, telemetry.Reason, error)) *tcpDial {
+	d := &tcpDial{s: s, done: done, began: s.w.loop.Now()}
+	if s.chain.TCP == nil {
+		done(nil, telemetry.NoRoute, fmt.Errorf("listener %q relays no bytes on this port", s.listener.Plan.Name))
+		return d
+	}
+	d.choice = s.chain.TCP.Choose(s.w.rnd.Uint32())
+	d.try()
+	return d
+}
+
+func (d *tcpDial) try() {
+	w := d.s.w
+	if d.choice.Cluster == nil {
+		d.done(nil, telemetry.NoCluster, fmt.Errorf("cluster %q does not exist", d.choice.Name))
+		return
+	}
+	t, why := w.target(d.choice.Cluster, d.s.dst, pick{tried: d.tried})
+	if why != telemetry.None {
+		d.done(nil, why, fmt.Errorf("cluster %q: %s", d.choice.Name, why))
+		return
+	}
+	t.tcp = true
+	d.ep, d.addr = t.ep, t.addr
+	d.dialing = w.dial(t, d.connected)
+}
+
+func (d *tcpDial) connected(c *loop.Conn, why telemetry.Reason, err error) {
+	d.dialing = nil
+	w := d.s.w
+	if d.ep != nil {
+		d.ep.Report(w.loop.Now(), balance.Outcome{LocalFailure: err != nil})
+	}
+	if err == nil {
+		d.done(c, telemetry.None, nil)
+		return
+	}
+	if d.ep == nil || len(d.tried)+1 >= dialTries {
+		d.done(nil, why, err)
+		return
+	}
+	d.tried = append(d.tried, d.ep)
+	d.try()
+}
+
+func (d *tcpDial) cancel() {
+	if d.dialing != nil {
+		d.dialing.cancel()
+		d.dialing = nil
+	}
+}
+
+// early is a server side that was asked before the client spoke: whoever speaks
+// first shows what the protocol is.
+type early struct {
+	s    *session
+	dial *tcpDial
+	c    *loop.Conn // nil until connected
+}
+
+// askServer connects to the server although the client has said nothing, for
+// protocols in which the server speaks first.
+func (s *session) askServer() {
+	if s.early != nil || s.chain.TCP == nil {
+		return
+	}
+	if v := s.judge(); !v.Allowed {
+		return // the client may still show an identity
+	}
+	e := &early{s: s}
+	s.early = e
+	e.dial = s.dialTCP(func(c *loop.Conn, _ telemetry.Reason, err error) {
+		if err != nil {
+			return // the client's first bytes decide; the failure shows again then
+		}
+		e.c = c
+		c.SetHandler(e)
+	})
+}
+
+func (s *session) dropEarly() {
+	e := s.early
+	if e == nil {
+		return
+	}
+	s.early = nil
+	e.dial.cancel()
+	if e.c != nil {
+		e.c.Close()
+	}
+}
+
+// OnData: the server speaks first, so this is no HTTP and no TLS of ours.
+func (e *early) OnData(*loop.Conn, []byte) int {
+	if e.s.early == e && !e.s.ended && (e.s.stage == stageBytes || e.s.stage == stageSniff) {
+		e.s.relay()
+	}
+	return 0
+}
+
+// OnEOF: the server has nothing to say and will not listen long.
+func (e *early) OnEOF(c *loop.Conn) {
+	if e.s.early == e {
+		e.s.early = nil
+	}
+	c.Close()
+}
+
+// OnClose forgets the connection.
+func (e *early) OnClose(*loop.Conn, error) {
+	e.dial.choice.Cluster.ReleaseConnection()
+	if e.s.early == e {
+		e.s.early = nil
+	}
+}
+
+// OnDrain does nothing: nothing is written.
+func (e *early) OnDrain(*loop.Conn) {}
+
+// relay copies bytes between two connections in both directions, with
+// half-close, until both sides have ended.
+type relay struct {
+	w        *worker
+	s        *session
+	down, up *loop.Conn
+	dial     *tcpDial
+	key      telemetry.TCPKey
+	told     [2]int64 // bytes sent and received that have been counted
+	ended    bool
+	downEOF  bool
+	upEOF    bool
+	active   time.Time
+	sent     int64 // to the client
+	received int64 // from the client
+	choice   *table.Choice
+	ep       *balance.Endpoint
+	addr     netip.AddrPort
+}
+
+type relayDown struct{ *relay }
+
+type relayUp struct{ *relay }
+
+// startRelay connects the session's client to its server and copies.
+func (w *worker) startRelay(s *session) {
+	r := &relay{w: w, s: s, down: s.c, active: w.loop.Now()}
+	if e := s.early; e != nil {
+		s.early = nil
+		r.dial = e.dial
+		if e.c != nil {
+			s.end()
+			r.connected(e.c, telemetry.None, nil)
+			return
+		}
+		e.dial.done = r.connected
+		s.end()
+		s.c.SetHandler(relayDown{r})
+		return
+	}
+	s.end()
+	s.c.SetHandler(relayDown{r})
+	d := s.dialTCP(r.connected)
+	r.dial = d
+}
+
+func (r *relay) connected(c *loop.Conn, why telemetry.Reason, err error) {
+	if r.ended {
+		if c != nil {
+			c.Close()
+		}
+		return
+	}
+	if err != nil {
+		r.ended = true
+		r.w.recordRefusal(r.s, why, err)
+		r.down.Abort()
+		return
+	}
+	r.up = c
+	if d := r.dial; d != nil {
+		r.choice, r.ep, r.addr = d.choice, d.ep, d.addr
+	}
+	if r.ep != nil {
+		r.ep.Begin()
+	}
+	r.w.openRelay(r)
+	r.down.SetHandler(relayDown{r})
+	r.up.SetHandler(relayUp{r})
+	r.down.ResumeRead()
+	if r.downEOF {
+		r.up.CloseWrite()
+	}
+}
+
+// OnData passes the client's bytes on; before the server is there they stay unread.
+func (d relayDown) OnData(_ *loop.Conn, p []byte) int {
+	r := d.relay
+	if r.up == nil {
+		r.down.PauseRead()
+		return 0
+	}
+	r.received += int64(len(p))
+	r.pass(r.down, r.up, p)
+	return len(p)
+}
+
+// OnData passes the server's bytes on.
+func (u relayUp) OnData(_ *loop.Conn, p []byte) int {
+	r := u.relay
+	r.sent += int64(len(p))
+	r.pass(r.up, r.down, p)
+	return len(p)
+}
+
+func (r *relay) pass(from, to *loop.Conn, p []byte) {
+	r.active = r.w.loop.Now()
+	to.Write(p)
+	if to.Full() {
+		from.PauseRead()
+	}
+}
+
+// OnDrain: the client reads again.
+func (d relayDown) OnDrain(*loop.Conn) {
+	if d.up != nil {
+		d.up.ResumeRead()
+	}
+}
+
+// OnDrain: the server reads again.
+func (u relayUp) OnDrain(*loop.Conn) { u.down.ResumeRead() }
+
+// OnEOF: the client will send no more.
+func (d relayDown) OnEOF(*loop.Conn) {
+	r := d.relay
+	r.downEOF = true
+	if r.up == nil {
+		return // told to the server once it is there
+	}
+	r.up.CloseWrite()
+	r.closeIfDone()
+}
+
+// OnEOF: the server will send no more.
+func (u relayUp) OnEOF(*loop.Conn) {
+	u.upEOF = true
+	u.down.CloseWrite()
+	u.closeIfDone()
+}
+
+func (r *relay) closeIfDone() {
+	if r.downEOF && r.upEOF {
+		r.finish(telemetry.None, nil)
+		r.down.Close()
+		r.up.Close()
+	}
+}
+
+// OnClose: the client is gone.
+func (d relayDown) OnClose(_ *loop.Conn, err error) {
+	r := d.relay
+	if r.up == nil {
+		if !r.ended {
+			r.ended = true
+			r.dial.cancel()
+			r.w.recordRefusal(r.s, telemetry.DownstreamClosed, errors.New("the client left before the server was reached"))
+		}
+		return
+	}
+	r.other(r.up, err, telemetry.DownstreamClosed)
+}
+
+// OnClose: the server is gone.
+func (u relayUp) OnClose(_ *loop.Conn, err error) {
+	u.cluster().ReleaseConnection()
+	u.other(u.down, err, telemetry.UpstreamReset)
+}
+
+// other ends the side that is left in the way in which the first one ended.
+func (r *relay) other(c *loop.Conn, err error, why telemetry.Reason) {
+	if r.ended {
+		return
+	}
+	if err != nil {
+		r.finish(why, err)
+		c.Abort()
+		return
+	}
+	r.finish(telemetry.None, nil)
+	c.Close()
+}
+
+func (r *relay) finish(why telemetry.Reason, err error) {
+	if r.ended {
+		return
+	}
+	r.ended = true
+	if r.ep != nil {
+		r.ep.End()
+	}
+	r.w.closeRelay(r, why, err)
+}
+
+// idleTimeout is the chain's, or Istio's default.
+func (r *relay) idleTimeout() time.Duration {
+	if t := r.s.chain.Plan.TCP; t != nil && t.IdleTimeout > 0 {
+		return t.IdleTimeout
+	}
+	return relayIdle
+}
+
+// cluster is the one that the bytes go to; nil if it is not known.
+func (r *relay) cluster() *balance.Cluster {
+	if r.choice == nil {
+		return nil
+	}
+	return r.choice.Cluster
+}
+
+// flush counts the bytes that have not been counted yet.
+func (r *relay) flush() {
+	if r.sent == r.told[0] && r.received == r.told[1] {
+		return
+	}
+	r.w.shard.Transferred(r.key, uint64(r.sent-r.told[0]), uint64(r.received-r.told[1]))
+	r.told = [2]int64{r.sent, r.received}
+}
+
+// sweep closes the relay if nothing has travelled for too long.
+func (r *relay) sweep(now time.Time) {
+	if now.Sub(r.active) < r.idleTimeout() {
+		if !r.s.listener.Plan.Telemetry.NoMetrics {
+			r.flush()
+		}
+		return
+	}
+	r.finish(telemetry.IdleTimeout, fmt.Errorf("nothing travelled for %s", r.idleTimeout()))
+	r.down.Close()
+	r.up.Close()
+}

@@ -1,0 +1,167 @@
+package loop
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// chunkBytes is the size of a pooled buffer. A TLS record and the head of
+	// most messages fit in one or two.
+	chunkBytes = 16 << 10
+	// freeChunks bounds the buffers that a loop keeps for later: 2 MiB. More are left to the garbage collector.
+	freeChunks = 128
+	// rangesPerSend is how many ranges one sendmsg call takes: 1 MiB of chunks.
+	rangesPerSend = 64
+)
+
+// chunk is a buffer whose bytes b[r:w] wait: for the kernel, or for the rest of a message.
+type chunk struct {
+	next *chunk
+	r, w int
+	b    []byte
+}
+
+func (k *chunk) bytes() []byte { return k.b[k.r:k.w] }
+
+// chunks is a loop's stock of free buffers. The last one given back is taken first: it is still in the CPU's cache.
+type chunks struct {
+	free *chunk
+	n    int
+}
+
+// take returns an empty buffer of at least size bytes.
+func (s *chunks) take(size int) *chunk {
+	if size > chunkBytes {
+		return &chunk{b: make([]byte, size)}
+	}
+	k := s.free
+	if k == nil {
+		return &chunk{b: make([]byte, chunkBytes)}
+	}
+	s.free, k.next = k.next, nil
+	s.n--
+	return k
+}
+
+// give takes a buffer back.
+func (s *chunks) give(k *chunk) {
+	if len(k.b) != chunkBytes || s.n >= freeChunks {
+		return
+	}
+	k.r, k.w, k.next = 0, 0, s.free
+	s.free = k
+	s.n++
+}
+
+// output is a queue of bytes in buffers of a stock. The zero value is empty and owns nothing.
+type output struct {
+	head, tail *chunk
+	n          int // bytes
+}
+
+// add copies p to the end.
+func (o *output) add(s *chunks, p []byte) {
+	o.n += len(p)
+	for len(p) > 0 {
+		if o.tail == nil || o.tail.w == len(o.tail.b) {
+			k := s.take(chunkBytes)
+			if o.tail == nil {
+				o.head = k
+			} else {
+				o.tail.next = k
+			}
+			o.tail = k
+		}
+		n := copy(o.tail.b[o.tail.w:], p)
+		o.tail.w += n
+		p = p[n:]
+	}
+}
+
+// drop removes n bytes from the front and gives emptied buffers back.
+func (o *output) drop(s *chunks, n int) {
+	o.n -= n
+	for o.head != nil {
+		k := o.head
+		if k.w-k.r > n {
+			k.r += n
+			return
+		}
+		n -= k.w - k.r
+		o.head = k.next
+		s.give(k)
+	}
+	o.tail = nil
+}
+
+// clear removes everything.
+func (o *output) clear(s *chunks) { o.drop(s, o.n) }
+
+// flush gives the kernel what waits in c.out.
+func (c *Conn) flush() {
+	if c.out.n > 0 {
+		c.send(nil)
+	}
+}
+
+// send gives the kernel what waits in c.out, and tail behind it, until all is
+// gone or the kernel takes no more. It returns how many bytes of tail went.
+func (c *Conn) send(tail []byte) (sent int) {
+	l := c.loop
+	for c.flags&(blocked|broken) == 0 {
+		size := l.gather(&c.out, tail[sent:])
+		if size == 0 {
+			break
+		}
+		n, errno := l.push(c.fd)
+		if errno != 0 && errno != unix.EAGAIN {
+			c.breakOff(errno)
+			break
+		}
+		// Taking less than offered means that the socket's buffer is full: the kernel will tell when it is not.
+		if n < size {
+			c.flags |= blocked
+		}
+		queued := min(n, c.out.n)
+		c.out.drop(&l.chunks, queued)
+		sent += n - queued
+	}
+	return sent
+}
+
+// gather fills the loop's ranges with the front of o and, if there is room behind it, tail. It returns their bytes.
+func (l *Loop) gather(o *output, tail []byte) (size int) {
+	l.ranges = l.ranges[:0]
+	k := o.head
+	for ; k != nil && len(l.ranges) < rangesPerSend; k = k.next {
+		size += l.gatherRange(k.bytes())
+	}
+	if k == nil && len(tail) > 0 && len(l.ranges) < rangesPerSend {
+		size += l.gatherRange(tail)
+	}
+	return size
+}
+
+func (l *Loop) gatherRange(p []byte) int {
+	r := unix.Iovec{Base: &p[0]}
+	r.SetLen(len(p))
+	l.ranges = append(l.ranges, r)
+	return len(p)
+}
+
+// push sends the gathered ranges and forgets them.
+func (l *Loop) push(fd int) (n int, errno syscall.Errno) {
+	if len(l.ranges) == 1 {
+		r := &l.ranges[0]
+		n, errno = send(fd, unsafe.Slice(r.Base, int(r.Len)))
+	} else {
+		l.message.Iov = &l.ranges[0]
+		l.message.SetIovlen(len(l.ranges))
+		n, errno = sendmsg(fd, &l.message)
+	}
+	clear(l.ranges)
+	return n, errno
+}

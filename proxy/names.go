@@ -1,0 +1,112 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/dns"
+	"github.com/lateen-mesh/lateen/proxy/table"
+)
+
+// nameWait is how long a DNS question waits for the control plane.
+const nameWait = 3 * time.Second
+
+// openDNS opens the sidecar's name server.
+func (p *Proxy) openDNS(run func(string, func(context.Context) error)) error {
+	addr := netip.AddrPortFrom(netip.IPv6Unspecified(), PortDNS)
+	udp, err := net.ListenPacket("udp", addr.String())
+	if err != nil {
+		return listenError(addr, err)
+	}
+	tcp, err := net.Listen("tcp", addr.String())
+	if err != nil {
+		_ = udp.Close()
+		return listenError(addr, err)
+	}
+	upstreams := p.cfg.Resolvers
+	if len(upstreams) == 0 {
+		upstreams = resolvConf("/etc/resolv.conf")
+	}
+	s := dns.New(dns.Config{Lookup: p.lookup, Upstreams: upstreams, Dial: p.dialer().DialContext, Zone: "cluster.local", Logger: p.cfg.Logger})
+	run("DNS", func(ctx context.Context) error { return s.Run(ctx, udp, tcp) })
+	return nil
+}
+
+// dialer makes connections of the proxy's own, which its capture rules let pass.
+func (p *Proxy) dialer() *net.Dialer {
+	d := &net.Dialer{}
+	if m := p.cfg.Mark; m != 0 {
+		d.Control = func(_, _ string, c syscall.RawConn) error {
+			var err error
+			if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(m)) }); cerr != nil {
+				return cerr
+			}
+			return err
+		}
+	}
+	return d
+}
+
+// resolvConf lists the name servers of a resolv.conf.
+func resolvConf(path string) []string {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var out []string
+	for scan := bufio.NewScanner(f); scan.Scan(); {
+		if fields := strings.Fields(scan.Text()); len(fields) > 1 && fields[0] == "nameserver" {
+			out = append(out, net.JoinHostPort(fields[1], "53"))
+		}
+	}
+	return out
+}
+
+// lookup finds a name of the mesh, asking the control plane if need be. A name that it has not been able to tell
+// about is treated as foreign, unless it can only be one of ours.
+func (p *Proxy) lookup(ctx context.Context, name string) ([]netip.Addr, bool, error) {
+	n, err := p.await(ctx, name)
+	switch {
+	case err != nil:
+		if strings.HasSuffix(name, ".cluster.local") {
+			return nil, false, err
+		}
+		return nil, false, nil
+	case n == nil:
+		return nil, false, nil
+	}
+	return n.Addresses, true, nil
+}
+
+func (p *Proxy) await(ctx context.Context, name string) (*plan.Name, error) {
+	n, state := p.table.Name(name)
+	if state == table.Pending {
+		answered := make(chan struct{})
+		cancel := p.table.Await(plan.KindName, name, func() { close(answered) })
+		select {
+		case <-answered:
+		case <-time.After(nameWait):
+			cancel()
+			return nil, fmt.Errorf("the control plane has not told of %q within %s", name, nameWait)
+		case <-ctx.Done():
+			cancel()
+			return nil, ctx.Err()
+		}
+		n, state = p.table.Name(name)
+	}
+	if state != table.Ready {
+		return nil, nil
+	}
+	return n, nil
+}

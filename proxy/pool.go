@@ -1,0 +1,314 @@
+package proxy
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/http1"
+	"github.com/lateen-mesh/lateen/proxy/http2"
+	"github.com/lateen-mesh/lateen/proxy/loop"
+	"github.com/lateen-mesh/lateen/proxy/stream"
+	"github.com/lateen-mesh/lateen/telemetry"
+)
+
+// The bounds of what a worker keeps for later.
+const (
+	// idlePerPool is how many unused HTTP/1 connections one pool keeps.
+	idlePerPool = 1024
+	// waitersPerPool is how many requests wait for a connection of one pool.
+	waitersPerPool = 8192
+	// upstreamIdle is how long an unused connection is kept, Istio's default.
+	upstreamIdle = time.Hour
+	// freeMax is how many exchanges and attempts are kept for reuse.
+	freeMax = 1024
+)
+
+var errNoStream = errors.New("the connection takes no more requests")
+
+// poolKey is what connections must have in common to be interchangeable. The
+// plan of the cluster is part of it: connections made under older orders are
+// not used any more.
+type poolKey struct {
+	plan  *plan.Cluster
+	addr  netip.AddrPort
+	http2 bool
+	mtls  bool
+}
+
+// pool is a worker's connections to one endpoint.
+type pool struct {
+	w       *worker
+	key     poolKey
+	t       target
+	idle    []*upstream // HTTP/1 connections without a request, the last used one last
+	multi   []*upstream // HTTP/2 connections
+	waiters []*attempt
+	dialing int
+	used    time.Time
+}
+
+// upstream is one pooled connection.
+type upstream struct {
+	pool     *pool
+	c        *loop.Conn
+	h1       *http1.ClientConn
+	h2       *http2.ClientConn
+	requests uint32
+	since    time.Time
+	used     time.Time
+	retired  bool // takes no more requests
+}
+
+// acquire finds or makes a connection for an attempt, which is told by ready or failed, perhaps at once.
+func (w *worker) acquire(t target, a *attempt) {
+	key := poolKey{plan: t.cluster.Plan(), addr: t.addr, http2: t.http2, mtls: t.ep != nil && t.ep.Plan().MTLS}
+	p := w.pools[key]
+	if p == nil {
+		p = &pool{w: w, key: key, t: t}
+		w.pools[key] = p
+	}
+	p.used = w.loop.Now()
+	for _, u := range p.multi {
+		if !u.retired && u.h2.Available() > 0 {
+			u.hand(a)
+			return
+		}
+	}
+	if n := len(p.idle); n > 0 {
+		u := p.idle[n-1]
+		p.idle = p.idle[:n-1]
+		u.hand(a)
+		return
+	}
+	if len(p.waiters) >= waitersPerPool || !t.cluster.AcquirePending() {
+		a.failed(telemetry.PendingOverflow, errors.New("too many requests wait for a connection"))
+		return
+	}
+	a.pool = p
+	p.waiters = append(p.waiters, a)
+	p.dial()
+}
+
+// dial opens as many connections as the waiting requests need: one each for HTTP/1, one at a time for HTTP/2.
+func (p *pool) dial() {
+	if p.dialing >= len(p.waiters) || p.key.http2 && p.dialing > 0 {
+		return
+	}
+	p.dialing++
+	p.w.dial(p.t, p.connected)
+}
+
+func (p *pool) connected(c *loop.Conn, why telemetry.Reason, err error) {
+	p.dialing--
+	if err != nil {
+		p.fail(why, err)
+		return
+	}
+	now := p.w.loop.Now()
+	u := &upstream{pool: p, c: c, since: now, used: now}
+	if p.speaksHTTP2(c) {
+		u.h2 = http2.NewClientConn(c, p.w.h2Client(p.t), h2Client{u})
+		p.multi = append(p.multi, u)
+		c.SetHandler(h2Client{u})
+		p.serve(u)
+		return
+	}
+	u.h1 = p.w.h1.NewClientConn(c, h1Client{u})
+	c.SetHandler(h1Client{u})
+	p.serve(u)
+}
+
+func (p *pool) speaksHTTP2(c *loop.Conn) bool {
+	if state := c.TLS(); state != nil && state.NegotiatedProtocol != "" && state.NegotiatedProtocol != alpnTCP {
+		return state.NegotiatedProtocol == alpnHTTP2 || state.NegotiatedProtocol == "h2"
+	}
+	return p.key.http2
+}
+
+// fail tells the requests that waited for this connection: the first one, or for HTTP/2 all.
+func (p *pool) fail(why telemetry.Reason, err error) {
+	n := min(1, len(p.waiters))
+	if p.key.http2 {
+		n = len(p.waiters)
+	}
+	failed := slices.Clone(p.waiters[:n])
+	p.waiters = slices.Delete(p.waiters, 0, n)
+	for _, a := range failed {
+		p.t.cluster.ReleasePending()
+		a.failed(why, err)
+	}
+	if len(p.waiters) > 0 {
+		p.dial()
+	}
+}
+
+// serve gives a connection to those who wait for one, and keeps it otherwise.
+func (p *pool) serve(u *upstream) {
+	for len(p.waiters) > 0 && u.free() {
+		a := p.waiters[0]
+		p.waiters = slices.Delete(p.waiters, 0, 1)
+		p.t.cluster.ReleasePending()
+		u.hand(a)
+	}
+	if u.h1 != nil && u.free() {
+		p.keep(u)
+	}
+	if len(p.waiters) > 0 {
+		p.dial()
+	}
+}
+
+func (p *pool) keep(u *upstream) {
+	if len(p.idle) >= idlePerPool {
+		u.retire()
+		u.c.Close()
+		return
+	}
+	if !slices.Contains(p.idle[max(0, len(p.idle)-1):], u) {
+		p.idle = append(p.idle, u)
+	}
+}
+
+// forget takes an attempt off the list of those that wait.
+func (p *pool) forget(a *attempt) {
+	if i := slices.Index(p.waiters, a); i >= 0 {
+		p.waiters = slices.Delete(p.waiters, i, i+1)
+		p.t.cluster.ReleasePending()
+	}
+}
+
+// free reports whether another request can be opened now.
+func (u *upstream) free() bool {
+	if u.retired {
+		return false
+	}
+	if u.h2 != nil {
+		return u.h2.Available() > 0
+	}
+	return u.h1.Idle()
+}
+
+// hand opens an attempt's request on the connection.
+func (u *upstream) hand(a *attempt) {
+	reused := u.requests > 0
+	u.requests++
+	u.used = u.pool.w.loop.Now()
+	if limit := u.pool.key.plan.Limits.RequestsPerConnection; limit > 0 && u.requests >= limit {
+		u.retire()
+	}
+	a.ready(u, reused)
+}
+
+// open starts an exchange; nil if the connection takes none.
+func (u *upstream) open(r stream.Receiver) stream.Sender {
+	if u.h2 != nil {
+		if s, ok := u.h2.Open(r); ok {
+			return s
+		}
+		return nil
+	}
+	if !u.h1.Idle() {
+		return nil
+	}
+	return u.h1.Open(r)
+}
+
+// retire takes the connection out of use once its requests are done.
+func (u *upstream) retire() {
+	if u.retired {
+		return
+	}
+	u.retired = true
+	p := u.pool
+	if i := slices.Index(p.idle, u); i >= 0 {
+		p.idle = slices.Delete(p.idle, i, i+1)
+	}
+	if i := slices.Index(p.multi, u); i >= 0 {
+		p.multi = slices.Delete(p.multi, i, i+1)
+		u.h2.Drain()
+	}
+}
+
+// gone is the end of the connection.
+func (u *upstream) gone() {
+	u.retire()
+	u.pool.t.cluster.ReleaseConnection()
+}
+
+// OnIdle: an HTTP/1 exchange is over and the connection can be used again.
+func (u *upstream) OnIdle(*http1.ClientConn) {
+	if u.retired {
+		u.c.Close()
+		return
+	}
+	u.used = u.pool.w.loop.Now()
+	u.pool.serve(u)
+}
+
+// OnRoom: an HTTP/2 connection takes more requests.
+func (u *upstream) OnRoom(*http2.ClientConn) { u.pool.serve(u) }
+
+// OnDraining: the server will take no more requests on this connection.
+func (u *upstream) OnDraining(*http2.ClientConn) { u.retire() }
+
+// h1Client and h2Client are the loop's handlers of a pooled connection.
+type (
+	h1Client struct{ *upstream }
+	h2Client struct{ *upstream }
+)
+
+func (h h1Client) OnData(_ *loop.Conn, p []byte) int { return h.h1.OnData(p) }
+func (h h1Client) OnEOF(*loop.Conn)                  { h.h1.OnEOF() }
+func (h h1Client) OnDrain(*loop.Conn)                { h.h1.OnDrain() }
+func (h h1Client) OnClose(_ *loop.Conn, err error)   { h.gone(); h.h1.OnClose(err) }
+
+// OnDead: the connection takes no more requests; what was open on it is told next.
+func (h h1Client) OnDead(*http1.ClientConn) { h.retire() }
+
+func (h h2Client) OnData(_ *loop.Conn, p []byte) int { return h.h2.OnData(p) }
+func (h h2Client) OnEOF(*loop.Conn)                  { h.h2.OnEOF() }
+func (h h2Client) OnDrain(*loop.Conn)                { h.h2.OnDrain() }
+func (h h2Client) OnClose(_ *loop.Conn, err error)   { h.gone(); h.h2.OnClose(err) }
+
+// OnDead: the connection takes no more requests; what was open on it is told next.
+func (h h2Client) OnDead(*http2.ClientConn) { h.retire() }
+
+// sweepPools closes connections that have been unused, or open, for too long, and forgets empty pools.
+func (w *worker) sweepPools(now time.Time) {
+	for key, p := range w.pools {
+		idle := key.plan.IdleTimeout
+		if idle == 0 {
+			idle = upstreamIdle
+		}
+		if key.plan != p.t.cluster.Plan() {
+			idle = 0 // the orders have changed
+		}
+		for _, u := range slices.Clone(p.idle) {
+			if now.Sub(u.used) >= idle || old(u, now) {
+				u.retire()
+				u.c.Close()
+			}
+		}
+		for _, u := range slices.Clone(p.multi) {
+			if u.h2.Active() == 0 && now.Sub(u.used) >= idle {
+				u.retire()
+				u.c.Close()
+			} else if old(u, now) {
+				u.retire()
+			} else {
+				u.h2.Tick()
+			}
+		}
+		if len(p.idle)+len(p.multi)+len(p.waiters)+p.dialing == 0 && now.Sub(p.used) > time.Minute {
+			delete(w.pools, key)
+		}
+	}
+}
+
+func old(u *upstream, now time.Time) bool {
+	limit := u.pool.key.plan.Limits.ConnectionDuration
+	return limit > 0 && now.Sub(u.since) > limit
+}

@@ -1,0 +1,296 @@
+// Package proxy is the data plane: one program for sidecars and gateways that
+// obeys the plan which the control plane sends.
+//
+// In: connections, captured or accepted, and resources of a plan. Out: bytes to
+// where the plan says, and what happened in metrics, logs and spans. Everything
+// that is done for each byte happens on event loops (worker), each of which owns
+// its connections; everything else (control plane, DNS, admin page, exporters)
+// happens on goroutines that Run owns. The package must not know clusters, YAML
+// or Envoy's types.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lateen-mesh/lateen/identity"
+	"github.com/lateen-mesh/lateen/identity/agent"
+	"github.com/lateen-mesh/lateen/identity/channel"
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/table"
+	"github.com/lateen-mesh/lateen/telemetry/metrics"
+	"github.com/lateen-mesh/lateen/xds/client"
+)
+
+// The ports of a sidecar, Istio's.
+const (
+	PortAdmin    = 15000 // admin page, loopback only
+	PortOutbound = 15001
+	PortInbound  = 15006
+	PortMetrics  = 15020
+	PortHealth   = 15021
+	PortDNS      = 15053
+)
+
+// Mark is the SO_MARK of the proxy's own connections, which the capture rules let pass (Istio's 1337).
+const Mark = 0x539
+
+// The roles of a proxy.
+const (
+	RoleSidecar = "sidecar"
+	RoleGateway = "gateway"
+)
+
+// Config is what a proxy must be told at its start; everything else is in the plan.
+type Config struct {
+	Role string // RoleSidecar or RoleGateway
+	// Name is the workload's name in its namespace; Labels and the rest describe it to the control plane.
+	Name           string
+	Namespace      string
+	ServiceAccount string
+	Labels         map[string]string
+	Addresses      []netip.Addr
+	Workload       plan.Workload
+	Locality       string
+	// Ports are the ports that the workload serves; the control plane registers the workload with them.
+	Ports map[string]uint16
+
+	TrustDomain string
+	// Control lists the control plane's addresses; ControlName is what its certificate must say.
+	Control     []string
+	ControlName string
+	Roots       []byte // PEM: whom to believe at the start
+	Token       string // one-time join token
+
+	// Inherited are listening sockets that were opened by somebody else: port or "admin" to file descriptor.
+	Inherited map[string]int
+	// AdminSocket is the path of a Unix socket for the admin page, besides PortAdmin; empty: none.
+	AdminSocket string
+	// NamesFile remembers the names that were used, for the next start; empty: none.
+	NamesFile string
+	// Resolvers are the DNS servers behind ours; empty: those of /etc/resolv.conf.
+	Resolvers []string
+	// MarkSockets sets Mark on the proxy's own connections (needs CAP_NET_ADMIN).
+	MarkSockets bool
+	// Loops is the number of event loops; 0: one, or one for every two CPUs beyond two.
+	Loops int
+	// DrainTime bounds how long open connections may go on after the end was asked for; 0: 5 s.
+	DrainTime time.Duration
+
+	Mark   uint32       `json:"-"`
+	Logger *slog.Logger `json:"-"`
+}
+
+const drainTime = 5 * time.Second
+
+// Validate returns all faults of the configuration at once.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.Role != RoleSidecar && c.Role != RoleGateway {
+		errs = append(errs, fmt.Errorf("role %q: want %s or %s", c.Role, RoleSidecar, RoleGateway))
+	}
+	if c.Name == "" || c.Namespace == "" || c.ServiceAccount == "" {
+		errs = append(errs, errors.New("name, namespace and service account must be set"))
+	}
+	if len(c.Control) == 0 {
+		errs = append(errs, errors.New("no address of the control plane is given"))
+	}
+	if len(c.Roots) == 0 {
+		errs = append(errs, errors.New("no root certificate of the control plane is given"))
+	}
+	return errors.Join(errs...)
+}
+
+// Proxy is one running data plane.
+type Proxy struct {
+	cfg     Config
+	table   *table.Table
+	holder  *identity.Holder
+	channel *channel.Channel
+	agent   *agent.Agent
+	xds     *client.Client
+	metrics *metrics.Registry
+	workers []*worker
+	logs    logFiles
+	spans   *spans
+	tls     tlsConfigs
+	self    self
+	started time.Time
+	ready   chan struct{}
+	readyAt atomic.Int64 // ns after started; 0: not yet
+
+	unknown     *table.Listener // for destinations that the mesh does not know
+	passthrough *table.Choice
+	connected   atomic.Bool
+	draining    atomic.Bool
+	drainedAll  chan struct{}
+	left        atomic.Int32 // workers with open connections, while draining
+	gateways    gateways
+
+	mu       sync.Mutex
+	lastNack string
+}
+
+// New prepares a proxy; nothing is opened yet.
+func New(cfg Config) (*Proxy, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configure proxy: %w", err)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.MarkSockets {
+		cfg.Mark = Mark
+	}
+	if cfg.DrainTime == 0 {
+		cfg.DrainTime = drainTime
+	}
+	if cfg.TrustDomain == "" {
+		cfg.TrustDomain = "cluster.local"
+	}
+	p := &Proxy{cfg: cfg, started: time.Now(), ready: make(chan struct{}), drainedAll: make(chan struct{}), metrics: metrics.New(metrics.Config{})}
+	if err := p.initIdentity(); err != nil {
+		return nil, err
+	}
+	p.table = table.New(table.Config{
+		Subscribe: p.subscribe, Unsubscribe: p.unsubscribe, TrustDomain: cfg.TrustDomain, Logger: cfg.Logger,
+	})
+	p.xds = client.New(client.Config{Dialer: dialer{p.channel}, Node: p.node(), Handler: feed{p}, Logger: cfg.Logger})
+	p.self = newSelf(&cfg)
+	p.logs.logger = cfg.Logger
+	p.spans = newSpans(cfg.Logger)
+	p.unknown = p.table.Unknown()
+	p.passthrough = p.unknown.Chains[0].TCP.Choose(0)
+	return p, nil
+}
+
+func (p *Proxy) initIdentity() error {
+	bundle, err := identity.ParseBundle(p.cfg.TrustDomain, p.cfg.Roots)
+	if err != nil {
+		return fmt.Errorf("read the control plane's root certificates: %w", err)
+	}
+	p.holder = identity.NewHolder(bundle)
+	p.tls.holder = p.holder
+	if p.channel, err = channel.New(channel.Config{
+		Addresses: p.cfg.Control, ServerName: p.cfg.ControlName, TrustDomain: p.cfg.TrustDomain, Holder: p.holder, Mark: p.cfg.Mark,
+	}); err != nil {
+		return fmt.Errorf("prepare the way to the control plane: %w", err)
+	}
+	id := identity.ID{TrustDomain: p.cfg.TrustDomain, Namespace: p.cfg.Namespace, ServiceAccount: p.cfg.ServiceAccount}
+	p.agent, err = agent.New(agent.Config{
+		Channel: p.channel, ID: id, Holder: p.holder, Logger: p.cfg.Logger,
+		Token: func(context.Context) (string, error) { return p.cfg.Token, nil },
+	})
+	if err != nil {
+		return fmt.Errorf("prepare the identity agent: %w", err)
+	}
+	return nil
+}
+
+// Run obeys the plan until ctx ends, then drains and returns when all that it started has ended.
+func (p *Proxy) Run(ctx context.Context) error {
+	defer p.channel.Close()
+	n := p.cfg.Loops
+	if n <= 0 {
+		n = max(1, runtime.GOMAXPROCS(0)/2)
+	}
+	for range n {
+		w, err := p.newWorker()
+		if err != nil {
+			return fmt.Errorf("make an event loop: %w", err)
+		}
+		p.workers = append(p.workers, w)
+	}
+	live, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var group sync.WaitGroup
+	errs := make(chan error, 16)
+	run := func(what string, f func(context.Context) error) {
+		group.Go(func() {
+			if err := f(live); err != nil && live.Err() == nil {
+				errs <- fmt.Errorf("%s: %w", what, err)
+			}
+		})
+	}
+	for _, w := range p.workers {
+		run("event loop", w.loop.Run)
+	}
+	p.logs.start(live, &group)
+	p.spans.start(live, &group)
+	if err := p.open(run); err != nil {
+		stop()
+		group.Wait()
+		return err
+	}
+	run("identity", p.agent.Run)
+	run("control plane", p.runXDS)
+	run("names", p.rememberNames)
+	var failed error
+	select {
+	case <-ctx.Done():
+		p.drain()
+	case failed = <-errs:
+	}
+	stop()
+	group.Wait()
+	return failed
+}
+
+// runXDS asks for the plan once there is an identity to show.
+func (p *Proxy) runXDS(ctx context.Context) error {
+	select {
+	case <-p.agent.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	if p.cfg.Role == RoleGateway {
+		p.table.WatchListeners(p.gateways.update)
+		p.markReady() // a gateway without any port to open is ready, too
+	} else {
+		p.table.Listener(plan.ListenerInbound)
+		p.table.Await(plan.KindListener, plan.ListenerInbound, p.markReady)
+	}
+	p.preload()
+	return p.xds.Run(ctx)
+}
+
+func (p *Proxy) markReady() {
+	if p.readyAt.CompareAndSwap(0, int64(time.Since(p.started))) {
+		p.cfg.Logger.Info("ready", "after", time.Duration(p.readyAt.Load()).Round(time.Millisecond))
+		close(p.ready)
+	}
+}
+
+// Ready is closed when the proxy has its identity and its first orders.
+func (p *Proxy) Ready() <-chan struct{} { return p.ready }
+
+// drain lets open connections end, for a bounded time.
+func (p *Proxy) drain() {
+	p.draining.Store(true)
+	p.left.Store(int32(len(p.workers)))
+	for _, w := range p.workers {
+		w.loop.Post(w.drain)
+	}
+	select {
+	case <-p.drainedAll:
+	case <-time.After(p.cfg.DrainTime):
+	}
+}
+
+// drained is told by a draining worker that it has nothing open.
+func (p *Proxy) drained(w *worker) {
+	if w.empty {
+		return
+	}
+	w.empty = true
+	if p.left.Add(-1) == 0 {
+		close(p.drainedAll)
+	}
+}

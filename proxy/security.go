@@ -1,0 +1,275 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/lateen-mesh/lateen/identity"
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/table"
+)
+
+// tlsConfigs makes crypto/tls configurations and keeps them as long as the plan that they came from is in force.
+type tlsConfigs struct {
+	holder *identity.Holder
+
+	mu      sync.Mutex
+	mesh    *tls.Config
+	servers map[*plan.Chain]*tls.Config
+	clients map[clientKey]*tls.Config
+}
+
+type clientKey struct {
+	cluster *plan.Cluster
+	alpn    string
+}
+
+// serverALPN is what a mesh server accepts, in the order of its preference.
+var serverALPN = []string{alpnHTTP2, alpnHTTP11, alpnHTTP10, alpnTCP, "h2", "http/1.1"}
+
+// serverTLS is how to end the TLS of a chain's clients.
+func (p *Proxy) serverTLS(c *table.Chain) (*tls.Config, error) {
+	t := &p.tls
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch c.Plan.TLS.Mode {
+	case plan.TLSPermissive, plan.TLSStrict, plan.TLSMesh:
+		if t.mesh == nil {
+			t.mesh = identity.ServerTLS(t.holder, identity.ServerConfig{ALPN: serverALPN})
+		}
+		return t.mesh, nil
+	}
+	if cfg := t.servers[c.Plan]; cfg != nil {
+		return cfg, nil
+	}
+	cfg, err := p.ordinaryServer(c.Plan)
+	if err != nil {
+		return nil, fmt.Errorf("chain %q (%s): %w", c.Plan.Name, c.Plan.Origin, err)
+	}
+	if t.servers == nil || len(t.servers) >= cacheMax {
+		t.servers = map[*plan.Chain]*tls.Config{}
+	}
+	t.servers[c.Plan] = cfg
+	return cfg, nil
+}
+
+// ordinaryServer is a gateway's TLS with a certificate of its own. The certificate is looked up at each handshake,
+// so that a new secret needs no new connection.
+func (p *Proxy) ordinaryServer(c *plan.Chain) (*tls.Config, error) {
+	t := &c.TLS
+	cfg := identity.BaseTLS(t.ALPN)
+	if len(t.ALPN) == 0 && c.HTTP != nil {
+		cfg.NextProtos = []string{"h2", "http/1.1"}
+	}
+	if t.MinVersion != 0 {
+		cfg.MinVersion = t.MinVersion
+	}
+	if t.MaxVersion != 0 {
+		cfg.MaxVersion = t.MaxVersion
+	}
+	if len(t.CipherSuites) > 0 {
+		cfg.CipherSuites = t.CipherSuites
+	}
+	if _, _, err := p.material(t); err != nil {
+		return nil, err
+	}
+	keep := &pairOf{}
+	cfg.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		cert, roots, err := p.material(t)
+		if err != nil {
+			return nil, err
+		}
+		return keep.config(cfg, t, cert, roots)
+	}
+	return cfg, nil
+}
+
+// pairOf is the configuration made of the newest material.
+type pairOf struct {
+	mu    sync.Mutex
+	chain string
+	roots string
+	cfg   *tls.Config
+}
+
+func (k *pairOf) config(base *tls.Config, t *plan.ServerTLS, cert tls.Certificate, roots []byte) (*tls.Config, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.cfg != nil && k.chain == string(cert.Certificate[0]) && k.roots == string(roots) {
+		return k.cfg, nil
+	}
+	cfg := base.Clone()
+	cfg.GetConfigForClient = nil
+	cfg.Certificates = []tls.Certificate{cert}
+	if t.Mode == plan.TLSMutual || t.Mode == plan.TLSOptional {
+		cfg.ClientAuth = tls.RequireAndVerifyClientCert
+		if t.Mode == plan.TLSOptional {
+			cfg.ClientAuth = tls.VerifyClientCertIfGiven
+		}
+		cfg.ClientCAs = x509.NewCertPool()
+		if !cfg.ClientCAs.AppendCertsFromPEM(roots) {
+			return nil, errors.New("no root certificate for clients: set ca.crt in the secret, or caCertificates")
+		}
+		if len(t.SubjectAltNames) > 0 {
+			names := t.SubjectAltNames
+			cfg.VerifyConnection = func(cs tls.ConnectionState) error { return verifyNames(cs, names) }
+		}
+	}
+	k.cfg, k.chain, k.roots = cfg, string(cert.Certificate[0]), string(roots)
+	return cfg, nil
+}
+
+// verifyNames demands one of the names of a client certificate.
+func verifyNames(cs tls.ConnectionState, names []string) error {
+	if len(cs.PeerCertificates) == 0 {
+		return nil // optional, and there is none
+	}
+	cert := cs.PeerCertificates[0]
+	have := slices.Clone(cert.DNSNames)
+	for _, u := range cert.URIs {
+		have = append(have, u.String())
+	}
+	if slices.ContainsFunc(have, func(n string) bool { return slices.Contains(names, n) }) {
+		return nil
+	}
+	return fmt.Errorf("the client's certificate is for %v, want one of %v", have, names)
+}
+
+// material reads the certificate and the clients' roots that a chain names.
+func (p *Proxy) material(t *plan.ServerTLS) (tls.Certificate, []byte, error) {
+	if t.Secret != "" {
+		s := p.table.Secret(t.Secret)
+		if s == nil {
+			return tls.Certificate{}, nil, fmt.Errorf("secret %s is not there: create it in the gateway's namespace", t.Secret)
+		}
+		cert, err := tls.X509KeyPair(s.Chain, s.Key)
+		if err != nil {
+			return cert, nil, fmt.Errorf("secret %s: %w", t.Secret, err)
+		}
+		return cert, s.Roots, nil
+	}
+	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	if err != nil {
+		return cert, nil, fmt.Errorf("read serverCertificate and privateKey: %w", err)
+	}
+	var roots []byte
+	if t.CAFile != "" {
+		if roots, err = os.ReadFile(t.CAFile); err != nil {
+			return cert, nil, fmt.Errorf("read caCertificates: %w", err)
+		}
+	}
+	return cert, roots, nil
+}
+
+// client returns the configuration for a cluster and protocols, made once.
+func (t *tlsConfigs) client(c *plan.Cluster, alpn []string, build func() (*tls.Config, error)) (*tls.Config, error) {
+	key := clientKey{cluster: c}
+	if len(alpn) > 0 {
+		key.alpn = alpn[0]
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if cfg := t.clients[key]; cfg != nil {
+		return cfg, nil
+	}
+	cfg, err := build()
+	if err != nil {
+		return nil, fmt.Errorf("cluster %q: %w", c.Name, err)
+	}
+	if t.clients == nil || len(t.clients) >= cacheMax {
+		t.clients = map[clientKey]*tls.Config{}
+	}
+	t.clients[key] = cfg
+	return cfg, nil
+}
+
+// meshClient is mutual TLS with the mesh's identities.
+func (p *Proxy) meshClient(t target, alpn []string) (*tls.Config, error) {
+	c := t.cluster.Plan()
+	return p.tls.client(c, alpn, func() (*tls.Config, error) {
+		accept := func(id identity.ID) bool { return id.TrustDomain == p.cfg.TrustDomain }
+		if len(c.TLS.Identities) > 0 {
+			var ids []identity.ID
+			for _, text := range c.TLS.Identities {
+				if id, err := identity.ParseID(text); err == nil {
+					ids = append(ids, id)
+				}
+			}
+			accept = identity.OneOf(ids...)
+		}
+		return identity.ClientTLS(p.holder, identity.ClientConfig{ServerName: c.TLS.SNI, ALPN: alpn, Accept: accept}), nil
+	})
+}
+
+// ordinaryClient is TLS as browsers speak it, with a client certificate where one is named.
+func (p *Proxy) ordinaryClient(c *plan.Cluster, alpn []string) (*tls.Config, error) {
+	return p.tls.client(c, alpn, func() (*tls.Config, error) {
+		cfg := identity.BaseTLS(alpn)
+		cfg.ServerName, cfg.InsecureSkipVerify = c.TLS.SNI, c.TLS.InsecureSkipVerify
+		chain, key, roots, err := p.clientMaterial(&c.TLS)
+		if err != nil {
+			return nil, err
+		}
+		if len(roots) > 0 {
+			cfg.RootCAs = x509.NewCertPool()
+			if !cfg.RootCAs.AppendCertsFromPEM(roots) {
+				return nil, errors.New("the root certificates are not PEM")
+			}
+		}
+		if c.TLS.Mode == plan.ClientTLSMutual {
+			cert, err := tls.X509KeyPair(chain, key)
+			if err != nil {
+				return nil, fmt.Errorf("client certificate: %w", err)
+			}
+			cfg.Certificates = []tls.Certificate{cert}
+		}
+		if names := c.TLS.Identities; len(names) > 0 && !cfg.InsecureSkipVerify {
+			verifyByName(cfg, names)
+		}
+		cfg.ClientSessionCache = tls.NewLRUClientSessionCache(16)
+		return cfg, nil
+	})
+}
+
+// verifyByName demands that the server's chain is good and bears one of the names, instead of the server name.
+func verifyByName(cfg *tls.Config, names []string) {
+	roots := cfg.RootCAs
+	cfg.InsecureSkipVerify = true // VerifyConnection below verifies the chain and the names.
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
+		for _, c := range cs.PeerCertificates[1:] {
+			o.Intermediates.AddCert(c)
+		}
+		if _, err := cs.PeerCertificates[0].Verify(o); err != nil {
+			return fmt.Errorf("verify server: %w", err)
+		}
+		return verifyNames(cs, names)
+	}
+}
+
+func (p *Proxy) clientMaterial(t *plan.ClientTLS) (chain, key, roots []byte, err error) {
+	if t.Secret != "" {
+		s := p.table.Secret(t.Secret)
+		if s == nil {
+			return nil, nil, nil, fmt.Errorf("secret %s is not there", t.Secret)
+		}
+		return s.Chain, s.Key, s.Roots, nil
+	}
+	for _, f := range []struct {
+		path string
+		to   *[]byte
+	}{{t.CertFile, &chain}, {t.KeyFile, &key}, {t.CAFile, &roots}} {
+		if f.path == "" {
+			continue
+		}
+		if *f.to, err = os.ReadFile(f.path); err != nil {
+			return nil, nil, nil, fmt.Errorf("read %s: %w", f.path, err)
+		}
+	}
+	return chain, key, roots, nil
+}

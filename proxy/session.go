@@ -1,0 +1,409 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/lateen-mesh/lateen/identity"
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/authz"
+	"github.com/lateen-mesh/lateen/proxy/hello"
+	"github.com/lateen-mesh/lateen/proxy/loop"
+	"github.com/lateen-mesh/lateen/proxy/table"
+	"github.com/lateen-mesh/lateen/telemetry"
+)
+
+// The waits of a connection whose treatment is not yet known.
+const (
+	// planWait is how long a connection waits for its orders before it is refused.
+	planWait = 5 * time.Second
+	// quietWait is how long a client may be silent on a port of unknown protocol before the server is asked too.
+	quietWait = 25 * time.Millisecond
+	// lineWait is how long a first line may stay incomplete before it is taken for something else than HTTP.
+	lineWait = time.Second
+	// handshakeWait bounds a TLS handshake, as Istio's gateways do.
+	handshakeWait = 15 * time.Second
+)
+
+// The application protocols of the mesh's own TLS (Istio's names).
+const (
+	alpnHTTP10 = "istio-http/1.0"
+	alpnHTTP11 = "istio-http/1.1"
+	alpnHTTP2  = "istio-h2"
+	alpnTCP    = "istio"
+	alpnPeer   = "istio-peer-exchange"
+)
+
+// session is a connection that was accepted, until its protocol is known and it
+// is handed to HTTP or to a relay; afterwards it is what these know about it.
+type session struct {
+	w        *worker
+	c        *loop.Conn
+	dst      netip.AddrPort // where the client wanted to go
+	src      netip.AddrPort
+	listener *table.Listener
+	chain    *table.Chain
+	started  time.Time
+
+	// What the peer proved by TLS.
+	secured    bool        // the connection is encrypted by us
+	meshed     bool        // with the mesh's identities
+	peer       identity.ID // of a meshed peer
+	peerText   string      // the peer's ID without scheme, "" if not meshed
+	sni        string
+	alpn       string
+	insideHTTP bool // a proxy of the mesh says by ALPN that HTTP is inside
+	insideTCP  bool // ... or that it is not
+
+	stage  stage
+	cancel func() // stops waiting for the plan
+	timer  loop.Timer
+	early  *early // the server side, asked before the client spoke
+	hello  hello.Info
+	ended  bool
+	unread int // bytes that have arrived so far
+}
+
+// stage is how far the treatment of a connection is decided.
+type stage uint8
+
+const (
+	stageListener stage = iota // waiting for orders
+	stageBytes                 // waiting for the client's first bytes, to see whether they are TLS
+	stageTLS                   // shaking hands
+	stageSniff                 // waiting for the bytes inside, to see whether they are HTTP
+	stageDone                  // handed over
+)
+
+func (w *worker) newSession(c *loop.Conn, dst netip.AddrPort) *session {
+	s := &session{w: w, c: c, dst: dst, src: c.RemoteAddr(), started: w.loop.Now()}
+	s.timer.Init(w.loop, s.onTimer)
+	w.sessions[s] = struct{}{}
+	c.SetHandler(s)
+	return s
+}
+
+// findListener obeys the listener of that name, now or when it has arrived.
+func (s *session) findListener(name string) {
+	l, state := s.w.p.table.Listener(name)
+	switch state {
+	case table.Ready:
+		s.obey(l)
+	case table.Absent:
+		s.obey(s.w.p.unknown)
+	default:
+		s.c.PauseRead()
+		s.timer.Reset(planWait)
+		s.cancel = s.w.p.table.Await(plan.KindListener, name, func() {
+			s.w.loop.Post(func() {
+				if s.ended || s.stage != stageListener || s.cancel == nil {
+					return
+				}
+				s.cancel = nil
+				s.timer.Stop()
+				s.c.ResumeRead()
+				s.findListener(name)
+			})
+		})
+	}
+}
+
+// obey begins the treatment that a listener orders.
+func (s *session) obey(l *table.Listener) {
+	s.listener = l
+	s.stage = stageBytes
+	if l.NeedsSNI() {
+		s.timer.Reset(handshakeWait)
+		return // the chain is chosen when the ClientHello is there
+	}
+	if !s.choose(nil) {
+		return
+	}
+	switch mode := s.chain.Plan.TLS.Mode; mode {
+	case plan.TLSNone, plan.TLSPassthrough:
+		s.inside()
+	case plan.TLSPermissive:
+		s.timer.Reset(quietWait)
+	default:
+		s.handshake()
+	}
+}
+
+// choose picks the chain; sni is nil while it is not known.
+func (s *session) choose(sni []byte) bool {
+	s.chain = s.listener.Match(&table.ConnMatch{Port: s.dst.Port(), Dest: s.dst.Addr(), Source: s.src.Addr(), SNI: sni})
+	if s.chain == nil {
+		s.refuse(telemetry.NoRoute, fmt.Errorf("no chain of listener %q fits %s (server name %q)", s.listener.Plan.Name, s.dst, sni))
+		return false
+	}
+	return true
+}
+
+// OnData looks at the client's first bytes; it consumes none.
+func (s *session) OnData(_ *loop.Conn, p []byte) int {
+	s.unread = len(p)
+	switch s.stage {
+	case stageBytes:
+		s.onFirst(p)
+	case stageSniff:
+		s.onInside(p)
+	}
+	return 0
+}
+
+// onFirst decides whether the client speaks TLS, and whose.
+func (s *session) onFirst(p []byte) {
+	err := hello.Parse(p, &s.hello)
+	if errors.Is(err, hello.ErrMore) {
+		if s.chain == nil || s.chain.Plan.TLS.Mode == plan.TLSPermissive {
+			s.timer.Reset(handshakeWait)
+		}
+		return
+	}
+	s.timer.Stop()
+	isTLS := err == nil
+	if s.chain == nil {
+		sni := s.hello.ServerName
+		if sni == nil {
+			sni = []byte{}
+		}
+		if !s.choose(sni) {
+			return
+		}
+	}
+	s.sni = string(s.hello.ServerName)
+	switch s.chain.Plan.TLS.Mode {
+	case plan.TLSPermissive:
+		if isTLS && s.ours() {
+			s.handshake()
+			return
+		}
+		if isTLS {
+			s.relay() // an application's own TLS
+			return
+		}
+		s.inside()
+	case plan.TLSPassthrough:
+		s.relay()
+	case plan.TLSNone:
+		s.inside()
+	default:
+		if !isTLS {
+			s.plaintextOnTLS(p)
+			return
+		}
+		s.handshake()
+	}
+}
+
+// plaintextOnTLS meets a client that speaks no TLS on a port that demands it.
+func (s *session) plaintextOnTLS(p []byte) {
+	if s.chain.Plan.TLS.RedirectHTTPS && sniff(p) == guessHTTP1 {
+		s.serveHTTP(guessHTTP1)
+		return
+	}
+	s.refuse(telemetry.MTLSRequired, fmt.Errorf("%s sent plaintext where the listener demands TLS", s.src))
+}
+
+// ours reports whether a ClientHello comes from a proxy of a mesh.
+func (s *session) ours() bool {
+	for _, p := range [...]string{alpnHTTP11, alpnTCP, alpnHTTP2, alpnPeer, alpnHTTP10} {
+		if s.hello.Offers(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// handshake ends the client's TLS as the chain orders.
+func (s *session) handshake() {
+	cfg, err := s.w.p.serverTLS(s.chain)
+	if err != nil {
+		s.refuse(telemetry.TLSFailure, err)
+		return
+	}
+	s.stage = stageTLS
+	s.timer.Stop()
+	s.dropEarly()
+	s.c.StartTLSServer(cfg, handshakeWait, s.onHandshake)
+}
+
+func (s *session) onHandshake(err error) {
+	if s.ended {
+		return
+	}
+	if err != nil {
+		s.refuse(tlsReason(err), fmt.Errorf("handshake with %s: %w", s.src, err))
+		return
+	}
+	state := s.c.TLS()
+	s.secured, s.sni, s.alpn = true, state.ServerName, state.NegotiatedProtocol
+	switch s.chain.Plan.TLS.Mode {
+	case plan.TLSStrict, plan.TLSPermissive, plan.TLSMesh:
+		if err := s.knowPeer(state); err != nil {
+			s.refuse(telemetry.TLSFailure, err)
+			return
+		}
+	}
+	switch s.alpn {
+	case alpnHTTP10, alpnHTTP11, alpnHTTP2, "h2", "http/1.1":
+		s.insideHTTP = true
+	case alpnTCP, alpnPeer:
+		s.insideTCP = true
+	}
+	s.inside()
+}
+
+func (s *session) knowPeer(state *tls.ConnectionState) error {
+	if len(state.PeerCertificates) == 0 {
+		return errors.New("the peer showed no certificate")
+	}
+	id, err := identity.FromCertificate(state.PeerCertificates[0])
+	if err != nil {
+		return fmt.Errorf("read the identity of %s: %w", s.src, err)
+	}
+	s.meshed, s.peer, s.peerText = true, id, strings.TrimPrefix(id.String(), "spiffe://")
+	return nil
+}
+
+// inside decides what to speak once encryption is out of the way.
+func (s *session) inside() {
+	p := s.chain.Plan
+	if p.HTTP == nil || p.Protocol == plan.ProtocolTCP || p.Protocol == plan.ProtocolTLS || s.insideTCP && !p.Protocol.IsHTTP() {
+		s.relay()
+		return
+	}
+	s.stage = stageSniff
+	if !p.Protocol.IsHTTP() && !s.insideHTTP {
+		s.timer.Reset(quietWait) // it may be for the server to speak first
+	}
+	s.c.SetHandler(s) // unread bytes are offered again
+}
+
+// onInside decides whether the first bytes are HTTP.
+func (s *session) onInside(p []byte) {
+	must := s.chain.Plan.Protocol.IsHTTP() || s.insideHTTP
+	switch g := sniff(p); {
+	case g == guessHTTP1, g == guessHTTP2:
+		s.serveHTTP(g)
+	case g == guessMore:
+		if !must {
+			s.timer.Reset(lineWait)
+		}
+	case must && s.chain.TCP != nil && !s.secured && hello.Parse(p, &s.hello) == nil:
+		s.relay() // HTTPS on a port declared as HTTP: pass it on
+	case must:
+		s.serveHTTP(guessHTTP1) // whose parser refuses it properly
+	default:
+		s.relay()
+	}
+}
+
+// onTimer ends a wait.
+func (s *session) onTimer() {
+	switch s.stage {
+	case stageListener:
+		s.refuse(telemetry.ConfigMissing, fmt.Errorf("no orders for %s within %s: is the control plane reachable?", s.dst, planWait))
+	case stageBytes:
+		if s.chain == nil {
+			s.refuse(telemetry.MTLSRequired, fmt.Errorf("%s sent no ClientHello within %s", s.src, handshakeWait))
+			return
+		}
+		s.askServer()
+	case stageSniff:
+		if s.early != nil || s.unread > 0 {
+			s.relay()
+			return
+		}
+		s.askServer()
+	}
+}
+
+// serveHTTP hands the connection to the codec.
+func (s *session) serveHTTP(g guess) {
+	s.stage = stageDone
+	s.timer.Stop()
+	s.dropEarly()
+	s.w.serve(s, g)
+}
+
+// relay hands the connection to the byte relay.
+func (s *session) relay() {
+	s.stage = stageDone
+	s.timer.Stop()
+	if v := s.judge(); !v.Allowed {
+		s.refuse(v.Reason, fmt.Errorf("connection of %q denied by %s", s.peerText, policyText(v)))
+		return
+	}
+	s.w.startRelay(s)
+}
+
+// judge asks the chain's authorization about the connection as such.
+func (s *session) judge() authz.Verdict {
+	if s.chain.Authz == nil {
+		return authz.Verdict{Allowed: true}
+	}
+	in := s.authzInput()
+	return s.chain.Authz.Judge(&in)
+}
+
+// authzInput is what authorization can know of the connection.
+func (s *session) authzInput() authz.Input {
+	in := authz.Input{
+		Principal: s.peerText, SourceIP: s.src.Addr(), RemoteIP: s.src.Addr(),
+		DestIP: s.dst.Addr(), DestPort: s.dst.Port(), SNI: s.sni,
+	}
+	if s.meshed {
+		in.Namespace, in.ServiceAccount, in.TrustDomain = s.peer.Namespace, s.peer.ServiceAccount, s.peer.TrustDomain
+	}
+	return in
+}
+
+func policyText(v authz.Verdict) string {
+	if v.Policy == nil {
+		return "no allow policy that matches"
+	}
+	return v.Policy.Name
+}
+
+// refuse closes the connection and tells why.
+func (s *session) refuse(why telemetry.Reason, err error) {
+	s.w.recordRefusal(s, why, err)
+	s.end()
+	s.c.Abort()
+}
+
+// end forgets the session's own business; the connection lives on with whoever took it over.
+func (s *session) end() {
+	if s.ended {
+		return
+	}
+	s.ended = true
+	s.timer.Stop()
+	if s.cancel != nil {
+		s.cancel()
+		s.cancel = nil
+	}
+	s.dropEarly()
+	delete(s.w.sessions, s)
+}
+
+// OnEOF: a client that leaves before it said anything; half-open server-first clients are served by the relay.
+func (s *session) OnEOF(*loop.Conn) {
+	if s.stage == stageSniff && s.unread > 0 {
+		s.relay()
+		return
+	}
+	s.end()
+	s.c.Close()
+}
+
+// OnClose ends the session.
+func (s *session) OnClose(_ *loop.Conn, _ error) { s.end() }
+
+// OnDrain does nothing: a session writes nothing.
+func (s *session) OnDrain(*loop.Conn) {}

@@ -1,0 +1,217 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/balance"
+	"github.com/lateen-mesh/lateen/proxy/loop"
+	"github.com/lateen-mesh/lateen/telemetry"
+)
+
+// connectTimeout is MeshConfig's default.
+const connectTimeout = 10 * time.Second
+
+// target is one place to connect to, and how.
+type target struct {
+	cluster *balance.Cluster
+	ep      *balance.Endpoint // nil for an original destination
+	addr    netip.AddrPort
+	http2   bool // what to speak there, where the cluster leaves it open
+	tcp     bool // bytes, not HTTP
+	source  netip.Addr
+}
+
+// pick is what influences the choice of an endpoint.
+type pick struct {
+	hash    uint64
+	hasHash bool
+	tried   []*balance.Endpoint
+}
+
+// target chooses where a connection of a cluster goes; dst is the connection's original destination.
+func (w *worker) target(c *balance.Cluster, dst netip.AddrPort, p pick) (target, telemetry.Reason) {
+	t := target{cluster: c}
+	switch d := c.Plan().Discovery; {
+	case d == plan.DiscoverNothing:
+		return t, telemetry.UnknownDestination
+	case d == plan.DiscoverOriginalDst || c.Plan().Balance.Algorithm == plan.OriginalDestination:
+		if !dst.IsValid() {
+			return t, telemetry.NoHealthyEndpoint
+		}
+		t.addr = dst
+	default:
+		ep, ok := c.Pick(balance.Pick{Hash: p.hash, HasHash: p.hasHash, Tried: p.tried, Rand: w.rnd.Uint32(), Now: w.loop.Now()})
+		if !ok {
+			return t, telemetry.NoHealthyEndpoint
+		}
+		t.ep, t.addr = ep, ep.Plan().Address
+	}
+	if s := c.Plan().BindSource; s != "" {
+		t.source = bindSource(s, t.addr)
+	}
+	return t, telemetry.None
+}
+
+// bindSource is the source address by which an application knows that a connection comes from its own proxy.
+func bindSource(s string, to netip.AddrPort) netip.Addr {
+	if to.Addr().Is6() && !to.Addr().Is4In6() {
+		return netip.IPv6Unspecified().Next().Next().Next().Next().Next().Next() // ::6
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a
+}
+
+// dialing is a connection being made, through its TLS handshake.
+type dialing struct {
+	w    *worker
+	t    target
+	net  *loop.Dialing
+	c    *loop.Conn
+	done func(*loop.Conn, telemetry.Reason, error)
+	over bool
+}
+
+// dial connects to a target and shakes hands as its cluster says. done is called once, on the loop, unless cancelled.
+func (w *worker) dial(t target, done func(*loop.Conn, telemetry.Reason, error)) *dialing {
+	d := &dialing{w: w, t: t, done: done}
+	if !t.cluster.AcquireConnection() {
+		d.finish(nil, telemetry.PendingOverflow, fmt.Errorf("cluster %q has its limit of connections", t.cluster.Plan().Name))
+		return d
+	}
+	timeout := t.cluster.Plan().ConnectTimeout
+	if timeout == 0 {
+		timeout = connectTimeout
+	}
+	o := loop.DialOptions{Timeout: timeout, Mark: w.p.cfg.Mark}
+	if t.source.IsValid() {
+		o.Source = netip.AddrPortFrom(t.source, 0)
+	}
+	if k := t.cluster.Plan().TCPKeepalive; k != (plan.Keepalive{}) {
+		o.KeepAlive = loop.KeepAlive{Enabled: true, Idle: k.Time, Interval: k.Interval, Probes: int(k.Probes)}
+	}
+	d.net = w.loop.Dial(t.addr, o, d.connected)
+	return d
+}
+
+func (d *dialing) connected(c *loop.Conn, err error) {
+	d.net = nil
+	if err != nil {
+		d.t.cluster.ReleaseConnection()
+		d.finish(nil, connectReason(err), fmt.Errorf("connect to %s: %w", d.t.addr, err))
+		return
+	}
+	d.c = c
+	c.SetHandler(d)
+	cfg, err := d.w.p.clientTLS(d.t)
+	if err != nil {
+		d.fail(telemetry.TLSFailure, err)
+		return
+	}
+	if cfg == nil {
+		d.finish(c, telemetry.None, nil)
+		return
+	}
+	c.StartTLSClient(cfg, handshakeWait, func(err error) {
+		if d.over {
+			return
+		}
+		if err != nil {
+			d.fail(tlsReason(err), fmt.Errorf("handshake with %s: %w", d.t.addr, err))
+			return
+		}
+		d.finish(c, telemetry.None, nil)
+	})
+}
+
+func (d *dialing) fail(why telemetry.Reason, err error) {
+	c := d.c
+	d.c = nil
+	d.finish(nil, why, err)
+	c.Abort()
+}
+
+func (d *dialing) finish(c *loop.Conn, why telemetry.Reason, err error) {
+	if d.over {
+		return
+	}
+	d.over = true
+	d.done(c, why, err)
+}
+
+// cancel gives the connection up.
+func (d *dialing) cancel() {
+	if d.over {
+		return
+	}
+	d.over = true
+	if d.net != nil {
+		d.net.Cancel()
+		d.t.cluster.ReleaseConnection()
+	}
+	if d.c != nil {
+		d.c.Abort()
+	}
+}
+
+// OnData keeps what arrives before the connection has an owner.
+func (d *dialing) OnData(*loop.Conn, []byte) int { return 0 }
+
+// OnEOF is told to the owner again.
+func (d *dialing) OnEOF(*loop.Conn) {}
+
+// OnDrain does nothing.
+func (d *dialing) OnDrain(*loop.Conn) {}
+
+// OnClose: closed during the handshake.
+func (d *dialing) OnClose(_ *loop.Conn, err error) {
+	d.t.cluster.ReleaseConnection()
+	d.c = nil
+	d.finish(nil, telemetry.TLSFailure, fmt.Errorf("closed during the handshake: %w", errOr(err)))
+}
+
+// meshALPN are the protocols that a mesh client offers, Istio's names.
+var (
+	meshHTTP1 = []string{alpnHTTP11, alpnTCP, "http/1.1"}
+	meshHTTP2 = []string{alpnHTTP2, alpnTCP, "h2"}
+	meshTCP   = []string{alpnTCP}
+	plainH1   = []string{"http/1.1"}
+	plainH2   = []string{"h2"}
+)
+
+// clientTLS is how to encrypt a connection to a target; nil: not at all.
+func (p *Proxy) clientTLS(t target) (*tls.Config, error) {
+	mode := t.cluster.Plan().TLS.Mode
+	if mode == plan.ClientTLSAuto {
+		if t.ep == nil || !t.ep.Plan().MTLS {
+			return nil, nil
+		}
+		mode = plan.ClientTLSMesh
+	}
+	switch mode {
+	case plan.ClientTLSNone:
+		return nil, nil
+	case plan.ClientTLSMesh:
+		alpn := meshHTTP1
+		if t.tcp {
+			alpn = meshTCP
+		} else if t.http2 {
+			alpn = meshHTTP2
+		}
+		return p.meshClient(t, alpn)
+	default:
+		alpn := plainH1
+		if t.tcp {
+			alpn = nil
+		} else if t.http2 {
+			alpn = plainH2
+		}
+		return p.ordinaryClient(t.cluster.Plan(), alpn)
+	}
+}

@@ -1,0 +1,163 @@
+package proxy
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/http1"
+	"github.com/lateen-mesh/lateen/proxy/http2"
+	"github.com/lateen-mesh/lateen/proxy/loop"
+	"github.com/lateen-mesh/lateen/proxy/stream"
+	"github.com/lateen-mesh/lateen/telemetry"
+	"github.com/lateen-mesh/lateen/telemetry/accesslog"
+	"github.com/lateen-mesh/lateen/telemetry/metrics"
+	"github.com/lateen-mesh/lateen/telemetry/trace"
+)
+
+// sweepEvery is how often a worker looks for what has been idle for too long.
+const sweepEvery = time.Second
+
+// worker is one event loop and all that belongs to it. Nothing of it is shared
+// with other workers, so nothing of it is locked.
+type worker struct {
+	p     *Proxy
+	loop  *loop.Loop
+	rnd   *rand.Rand
+	shard *metrics.Shard
+	peers peerCache
+
+	h1  *http1.Codec
+	mem http2.Memory
+
+	pools       map[poolKey]*pool
+	sessions    map[*session]struct{}
+	relays      map[*relay]struct{}
+	downstreams map[*downstream]struct{}
+	exchanges   []*exchange
+	attempts    []*attempt
+	later       []*attempt // given back at the next sweep: their codecs may still be on the stack
+	bodies      [][]byte
+	mirrors     int
+	draining    bool
+	empty       bool // while draining: nothing is open any more
+	sweeper     loop.Timer
+
+	// What telemetry calls things, made once.
+	entry     accesslog.Entry
+	sinks     map[*plan.Listener][]logSink
+	buffers   map[*accesslog.Writer]*accesslog.Buffer
+	services  map[plan.ServiceName]telemetry.ServiceRef
+	endpoints map[*plan.Endpoint]telemetry.PeerRef
+	origins   map[plan.Origin]string
+
+	own        stream.Head // for responses of our own
+	propagator trace.Propagator
+	span       trace.Span
+	scratch    []byte
+	name       []byte
+}
+
+func (p *Proxy) newWorker() (*worker, error) {
+	l, err := loop.New(loop.Config{Logger: p.cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{
+		p: p, loop: l, shard: p.metrics.NewShard(), h1: http1.New(http1.Config{}),
+		rnd:         rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		pools:       map[poolKey]*pool{},
+		sessions:    map[*session]struct{}{},
+		relays:      map[*relay]struct{}{},
+		downstreams: map[*downstream]struct{}{},
+		sinks:       map[*plan.Listener][]logSink{},
+		buffers:     map[*accesslog.Writer]*accesslog.Buffer{},
+		services:    map[plan.ServiceName]telemetry.ServiceRef{},
+		endpoints:   map[*plan.Endpoint]telemetry.PeerRef{},
+		origins:     map[plan.Origin]string{},
+		propagator:  trace.Propagator{IDs: trace.NewIDs()},
+	}
+	w.sweeper.Init(l, w.sweep)
+	l.Post(func() { w.sweeper.Reset(sweepEvery) })
+	return w, nil
+}
+
+// sweep ends what has been idle for too long.
+func (w *worker) sweep() {
+	now := w.loop.Now()
+	for d := range w.downstreams {
+		d.sweep(now)
+	}
+	for r := range w.relays {
+		r.sweep(now)
+	}
+	w.sweepPools(now)
+	for _, a := range w.later {
+		w.giveAttempt(a)
+	}
+	clear(w.later)
+	w.later = w.later[:0]
+	w.sweeper.Reset(sweepEvery)
+}
+
+// drain lets what is open end and takes nothing new on open connections.
+func (w *worker) drain() {
+	w.draining = true
+	for d := range w.downstreams {
+		d.drain()
+	}
+	w.connectionGone()
+}
+
+// connectionGone tells the proxy when a draining worker has nothing left to do.
+func (w *worker) connectionGone() {
+	if w.draining && len(w.downstreams)+len(w.relays)+len(w.sessions) == 0 {
+		w.p.drained(w)
+	}
+}
+
+// chance is true in percent of a hundred cases.
+func (w *worker) chance(percent float64) bool {
+	return percent >= 100 || percent > 0 && w.rnd.Float64()*100 < percent
+}
+
+// giveLater keeps an attempt for reuse, but not at once: it may still be on the stack of its codec.
+func (w *worker) giveLater(a *attempt) {
+	a.perTry.Stop()
+	if a.copied != nil {
+		w.mirrors--
+	}
+	if len(w.later) < freeMax {
+		w.later = append(w.later, a)
+	}
+}
+
+// takeBody returns memory for a body that is kept; have is what there is already.
+func (w *worker) takeBody(have []byte) []byte {
+	if have != nil {
+		return have
+	}
+	if n := len(w.bodies); n > 0 {
+		b := w.bodies[n-1]
+		w.bodies = w.bodies[:n-1]
+		return b[:0]
+	}
+	return make([]byte, 0, 4<<10)
+}
+
+// giveBody takes the memory back and returns nil.
+func (w *worker) giveBody(b []byte) []byte {
+	if b != nil && cap(b) <= retryBytes && len(w.bodies) < 64 {
+		w.bodies = append(w.bodies, b)
+	}
+	return nil
+}
+
+// h2Server and h2Client are the settings of HTTP/2 connections.
+func (w *worker) h2Server() http2.Config {
+	return http2.Config{Now: w.loop.Now, Memory: &w.mem, ExtendedConnect: true}
+}
+
+func (w *worker) h2Client(t target) http2.Config {
+	return http2.Config{Now: w.loop.Now, Memory: &w.mem, MaxStreams: int(t.cluster.Plan().Limits.ConcurrentStreams)}
+}
