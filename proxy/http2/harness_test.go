@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -122,7 +123,7 @@ var (
 )
 
 // with appends fields to a copy of head.
-func with(head []string, nv ...string) []string { return append(head[:len(head):len(head)], nv...) }
+func with(head []string, nv ...string) []string { return append(slices.Clip(head), nv...) }
 
 // recorder is a Receiver that writes down what it is told.
 type recorder struct {

@@ -40,21 +40,28 @@ func newSandwich(t *testing.T, h http.HandlerFunc, cfg Config) (*relay, *http.Cl
 	return r, newBrowser(t), "http://" + r.addr
 }
 
-func ask(t testing.TB, c *http.Client, req *http.Request, err error) (*http.Response, string) {
+// answer is a response that was read to its end.
+type answer struct {
+	status          int
+	proto, body     string
+	header, trailer http.Header
+}
+
+func ask(t testing.TB, c *http.Client, req *http.Request, err error) answer {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 	resp, err := c.Do(req.WithContext(t.Context()))
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return answer{}
 	}
-	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		t.Error(err)
 	}
-	return resp, string(body)
+	return answer{resp.StatusCode, resp.Proto, string(body), resp.Header, resp.Trailer}
 }
 
 func TestInteropRequests(t *testing.T) {
@@ -96,10 +103,10 @@ func TestInteropRequests(t *testing.T) {
 			req.Host = "service.test"
 			req.Header["X-Many"] = []string{"1", "2"}
 			req.Header.Set("Cookie", "a=1; b=2")
-			resp, body := ask(t, c, req, err)
+			got := ask(t, c, req, err)
 			seen := fmt.Sprintf("%s service.test %s HTTP/2.0 %d [1 2]", tt.method, tt.path, len(tt.body))
-			if resp.StatusCode != tt.status || body != tt.want || resp.Header.Get("Seen") != seen || resp.Proto != "HTTP/2.0" {
-				t.Errorf("%s %s: %s, %q, seen %q", tt.method, tt.path, resp.Status, body, resp.Header.Get("Seen"))
+			if got.status != tt.status || got.body != tt.want || got.header.Get("Seen") != seen || got.proto != "HTTP/2.0" {
+				t.Errorf("%s %s: %+v", tt.method, tt.path, got)
 			}
 		}
 	}
@@ -115,9 +122,9 @@ func TestInteropTrailers(t *testing.T) {
 	}, Config{})
 	req, err := http.NewRequest("POST", url, io.NopCloser(strings.NewReader("body")))
 	req.Trailer = http.Header{"X-Sum": {"4"}}
-	resp, body := ask(t, c, req, err)
-	if body != "body" || resp.Trailer.Get("X-Sum") != "4" || resp.Trailer.Get("X-Late") != "yes" {
-		t.Errorf("%q, %v", body, resp.Trailer)
+	got := ask(t, c, req, err)
+	if got.body != "body" || got.trailer.Get("X-Sum") != "4" || got.trailer.Get("X-Late") != "yes" {
+		t.Errorf("%+v", got)
 	}
 }
 
@@ -170,8 +177,8 @@ func TestInteropBig(t *testing.T) {
 			for range 3 {
 				wg.Go(func() {
 					req, err := http.NewRequest("POST", url, bytes.NewReader(want))
-					if _, body := ask(t, c, req, err); body != string(want) {
-						t.Errorf("%d bytes came back, or others", len(body))
+					if got := ask(t, c, req, err); got.body != string(want) {
+						t.Errorf("%d bytes came back, or others", len(got.body))
 					}
 				})
 			}
@@ -217,8 +224,8 @@ func TestInteropParallel(t *testing.T) {
 			}
 			want := strings.Repeat("x", i*1000)
 			req, err := http.NewRequest("POST", url, strings.NewReader(want))
-			if _, body := ask(t, c, req, err); body != want {
-				t.Errorf("%d bytes, want %d", len(body), len(want))
+			if got := ask(t, c, req, err); got.body != want {
+				t.Errorf("%d bytes, want %d", len(got.body), len(want))
 			}
 		})
 	}
@@ -236,7 +243,7 @@ func TestInteropAborted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	if body, err := io.ReadAll(resp.Body); err == nil || string(body) != "half" {
 		t.Errorf("%q, %v", body, err)
 	}
@@ -251,8 +258,8 @@ func TestInteropEarly(t *testing.T) {
 	for range 20 {
 		pr, pw := io.Pipe()
 		req, err := http.NewRequest("POST", url, pr)
-		if resp, body := ask(t, c, req, err); resp.StatusCode != 403 || body != "no" {
-			t.Errorf("%s, %q", resp.Status, body)
+		if got := ask(t, c, req, err); got.status != 403 || got.body != "no" {
+			t.Errorf("%+v", got)
 		}
 		_ = pw.Close()
 	}
@@ -272,8 +279,8 @@ func TestInteropDrain(t *testing.T) {
 				default:
 				}
 				req, err := http.NewRequest("POST", url, strings.NewReader("hello"))
-				if _, body := ask(t, c, req, err); body != "hello" {
-					t.Errorf("%q", body)
+				if got := ask(t, c, req, err); got.body != "hello" {
+					t.Errorf("%+v", got)
 				}
 			}
 		})

@@ -103,8 +103,7 @@ func (s *ServerConn) lastServed() uint32 {
 func (s *ServerConn) settled() {}
 
 func (s *ServerConn) broken(err error) {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		s.owner.OnFault(s, e)
 	}
 }

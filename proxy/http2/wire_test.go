@@ -83,7 +83,7 @@ func (w *wire) readAll() error {
 }
 
 func (w *wire) writeAll() {
-	defer w.nc.Close()
+	defer func() { _ = w.nc.Close() }()
 	w.loop.Lock()
 	defer w.loop.Unlock()
 	for {
