@@ -50,8 +50,12 @@ const (
 	wallCheck = time.Minute
 )
 
-// ttlDefault is the lifetime asked for, that of Istio's workloads.
-const ttlDefault = 24 * time.Hour
+// The lifetime asked for: that of Istio's workloads, and the least that leaves
+// time for renewals.
+const (
+	ttlDefault = 24 * time.Hour
+	ttlMin     = 4 * time.Second
+)
 
 // Caller makes a unary gRPC call. A *channel.Channel is one; a control plane in
 // the same process brings another.
@@ -78,8 +82,8 @@ type Config struct {
 	// Logger gets a line for each certificate and for each failure; nil
 	// discards them.
 	Logger *slog.Logger
-	// TTL is the lifetime to ask for; 24 hours if zero. The control plane may
-	// give less.
+	// TTL is the lifetime to ask for; 24 hours if zero, 4 seconds at least.
+	// The control plane may give less.
 	TTL time.Duration
 }
 
@@ -120,8 +124,8 @@ func New(c Config) (*Agent, error) {
 	} else if len(c.Holder.Current().Bundle.Roots(c.ID.TrustDomain)) == 0 {
 		faults = append(faults, fmt.Errorf("no root of trust domain %q is pinned, so the control plane cannot be recognised; give the proxy the control plane's root certificate", c.ID.TrustDomain))
 	}
-	if c.TTL != 0 && c.TTL < time.Second {
-		faults = append(faults, fmt.Errorf("lifetime %v is less than a second", c.TTL))
+	if c.TTL != 0 && c.TTL < ttlMin {
+		faults = append(faults, fmt.Errorf("lifetime %v is less than %v, too short to be renewed in time", c.TTL, ttlMin))
 	}
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("make identity agent: %w", errors.Join(faults...))

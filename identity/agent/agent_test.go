@@ -67,6 +67,7 @@ type plane struct {
 	mu      sync.Mutex
 	service *ca.Service
 	handed  string
+	down    bool
 	calls   []call
 	// spoil, if set, sees each answer and puts another in its place.
 	spoil func(answer []byte, err error) ([]byte, error)
@@ -98,8 +99,14 @@ func (p *plane) Invoke(ctx context.Context, method string, request []byte, md ch
 		from.AuthInfo = credentials.TLSInfo{State: tls.ConnectionState{PeerCertificates: []*x509.Certificate{held.Leaf}}}
 	}
 	p.mu.Lock()
-	service := p.service
+	service, down := p.service, p.down
+	if down {
+		p.calls = append(p.calls, this)
+	}
 	p.mu.Unlock()
+	if down {
+		return lost(nil, nil)
+	}
 	ctx = metadata.NewIncomingContext(peer.NewContext(ctx, from), metadata.New(md))
 	answer, err := service.CreateCertificate(ctx, &r)
 	var encoded []byte
@@ -148,8 +155,15 @@ func (p *plane) readToken(context.Context) (string, error) {
 	return p.handed, nil
 }
 
-// away is a control plane that cannot be reached.
-func away([]byte, error) ([]byte, error) {
+// goAway makes the control plane unreachable, or reachable again.
+func (p *plane) goAway(down bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.down = down
+}
+
+// lost is what remains of an answer when the connection breaks.
+func lost([]byte, error) ([]byte, error) {
 	return nil, &channel.Error{Code: channel.Unavailable, Message: "nobody there"}
 }
 
@@ -272,7 +286,7 @@ func TestControlPlaneAway(t *testing.T) {
 		defer f.stop()
 		<-f.agent.Ready()
 		held := f.leaf()
-		p.spoilWith(away)
+		p.goAway(true)
 		before := len(f.made())
 		<-time.After(lifetime * 9 / 10) // some 9.6 hours of trying
 		synctest.Wait()
@@ -288,7 +302,7 @@ func TestControlPlaneAway(t *testing.T) {
 		if log := f.log.String(); !strings.Contains(log, "the present one serves on") || !strings.Contains(log, "nobody there") || strings.Contains(log, "level=ERROR") {
 			t.Errorf("the log: %.500s", log)
 		}
-		p.spoilWith(nil)
+		p.goAway(false)
 		<-f.holder.Current().Replaced()
 		synctest.Wait()
 		if f.agent.Err() != nil {
@@ -310,13 +324,13 @@ func TestCertificateExpires(t *testing.T) {
 		f := start(t, p)
 		defer f.stop()
 		<-f.agent.Ready()
-		p.spoilWith(away)
+		p.goAway(true)
 		<-time.After(lifetime + time.Hour)
 		if log := f.log.String(); !strings.Contains(log, "level=ERROR") || !strings.Contains(log, "has expired") {
 			t.Error("the log does not tell that the certificate expired")
 		}
 		token := p.handToken(t)
-		p.spoilWith(nil)
+		p.goAway(false)
 		<-f.holder.Current().Replaced()
 		synctest.Wait()
 		calls := f.made()
@@ -332,7 +346,7 @@ func TestAnswerLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, dir)
 		p.handToken(t)
-		p.spoil = away
+		p.spoil = lost
 		f := start(t, p)
 		defer f.stop()
 		synctest.Wait()
@@ -438,7 +452,7 @@ func TestNewRefusals(t *testing.T) {
 		"trust domain is empty":       func(c *agent.Config) { c.ID = identity.ID{} },
 		"no holder":                   func(c *agent.Config) { c.Holder = nil },
 		"control plane's root certif": func(c *agent.Config) { c.Holder = identity.NewHolder(nil) },
-		"less than a second":          func(c *agent.Config) { c.TTL = time.Millisecond },
+		"too short":                   func(c *agent.Config) { c.TTL = 3 * time.Second },
 	} {
 		c := good
 		spoil(&c)

@@ -351,9 +351,13 @@ func until(t *testing.T, c *channel.Channel, want channel.Code) {
 	}
 }
 
+// quiet is a loopback address that no other test uses, so that a port which has
+// been given up stays free.
+const quiet = "127.77.0.1:0"
+
 func TestServerRestart(t *testing.T) {
 	a, config := authority(t)
-	first := startServer(t, config, "127.0.0.1:0")
+	first := startServer(t, config, quiet)
 	c, _ := open(t, a, first.address)
 	until(t, c, channel.OK)
 	first.stop()
@@ -364,10 +368,9 @@ func TestServerRestart(t *testing.T) {
 
 func TestAddressesInTurn(t *testing.T) {
 	a, config := authority(t)
-	other, otherConfig := authority(t)
-	_ = other
-	one, two := startServer(t, config, "127.0.0.1:0"), startServer(t, config, "127.0.0.1:0")
-	stranger := startServer(t, otherConfig, "127.0.0.1:0")
+	_, otherConfig := authority(t)
+	one, two := startServer(t, config, quiet), startServer(t, config, quiet)
+	stranger := startServer(t, otherConfig, quiet)
 	nobody := closedAddress(t)
 	c, _ := open(t, a, nobody, stranger.address, one.address, two.address)
 	until(t, c, channel.OK)
@@ -389,7 +392,7 @@ func TestAddressesInTurn(t *testing.T) {
 // closedAddress returns an address of loopback where nobody listens.
 func closedAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
