@@ -42,9 +42,12 @@ const (
 // Ref names an object. Namespace is empty for a Namespace.
 type Ref struct{ Kind, Namespace, Name string }
 
-// String is "Kind namespace/name".
+// String is "Kind namespace/name", without what is empty.
 func (r Ref) String() string {
-	if r.Namespace == "" {
+	switch {
+	case r.Name == "":
+		return r.Kind
+	case r.Namespace == "":
 		return r.Kind + " " + r.Name
 	}
 	return r.Kind + " " + r.Namespace + "/" + r.Name

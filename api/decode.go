@@ -245,6 +245,7 @@ func (d *decoder) served(k kind, apiVersion, name string, fields map[string]fiel
 
 // content reads metadata and spec into o.
 func (d *decoder) content(o *Object, k kind, n *yaml.Node, fields []field) {
+	d.object = peek(o.Kind, k.cluster, n).String()
 	m := meta.ObjectMeta{}
 	for _, f := range fields {
 		if f.name == "metadata" {
@@ -297,6 +298,30 @@ func (d *decoder) content(o *Object, k kind, n *yaml.Node, fields []field) {
 		}
 	}
 	o.Spec = value
+}
+
+// peek tells an object's name before its metadata is judged.
+func peek(kind string, cluster bool, n *yaml.Node) Ref {
+	r := Ref{Kind: kind}
+	if !cluster {
+		r.Namespace = DefaultNamespace
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value != "metadata" || n.Content[i+1].Kind != yaml.MappingNode {
+			continue
+		}
+		inner := n.Content[i+1].Content
+		for j := 0; j+1 < len(inner); j += 2 {
+			switch {
+			case inner[j+1].Kind != yaml.ScalarNode:
+			case inner[j].Value == "name":
+				r.Name = inner[j+1].Value
+			case inner[j].Value == "namespace":
+				r.Namespace = inner[j+1].Value
+			}
+		}
+	}
+	return r
 }
 
 var (

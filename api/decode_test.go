@@ -3,10 +3,15 @@ package api
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/testing/protocmp"
+	networking "istio.io/api/networking/v1alpha3"
+	core "k8s.io/api/core/v1"
 )
 
 // TestBookinfo decodes every file of the example, and each object again from its own encoding.
@@ -47,4 +52,140 @@ func roundTrip(t *testing.T, o *Object) {
 	if err != nil || string(second) != string(text) {
 		t.Errorf("%s: the second encoding differs (%v):\n%s\nfirst:\n%s", o.Ref, err, second, text)
 	}
+}
+
+// spare is a valid spec of each Istio kind.
+var spare = map[string]string{
+	KindVirtualService:      "{hosts: [a], http: [{timeout: 3m, route: [{destination: {host: a}}]}]}",
+	KindDestinationRule:     "{host: a, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1h30m}}}}",
+	KindGateway:             "{servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}]}",
+	KindServiceEntry:        "{hosts: [a.b], ports: [{number: 80, name: http}]}",
+	KindWorkloadEntry:       "{address: 10.0.0.1}",
+	KindWorkloadGroup:       "{template: {serviceAccount: a}}",
+	KindPeerAuthentication:  "{mtls: {mode: STRICT}}",
+	KindAuthorizationPolicy: "{rules: [{}]}",
+	KindTelemetry:           "{accessLogging: [{disabled: true}]}",
+	KindService:             "{ports: [{port: 80, targetPort: web}], clusterIP: None}",
+}
+
+// TestServedVersions reads every kind in every version in which Istio serves it.
+func TestServedVersions(t *testing.T) {
+	read := 0
+	for name, k := range kinds() {
+		for _, version := range k.versions {
+			apiVersion := k.group + "/" + version
+			if k.group == "" {
+				apiVersion = version
+			}
+			text := "apiVersion: " + apiVersion + "\nkind: " + name + "\nmetadata: {name: istio, namespace: istio-system}\n"
+			if k.cluster {
+				text = "apiVersion: v1\nkind: " + name + "\nmetadata: {name: a}\n"
+			}
+			if spec := spare[name]; spec != "" {
+				text += "spec: " + spec + "\n"
+			}
+			r := Decode("x.yaml", []byte(text))
+			if len(r.Faults) > 0 || len(r.Objects) != 1 {
+				t.Errorf("%s %s: %v", apiVersion, name, r.Faults)
+				continue
+			}
+			read++
+			roundTrip(t, r.Objects[0])
+		}
+	}
+	if read != 29 {
+		t.Errorf("read %d kinds and versions, want 29", read)
+	}
+}
+
+func TestDurationsAreGos(t *testing.T) {
+	r := Decode("x.yaml", []byte("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec: "+spare[KindVirtualService]))
+	got := r.Objects[0].Spec.(*networking.VirtualService).Http[0].Timeout.AsDuration()
+	if got != 3*time.Minute {
+		t.Errorf("timeout: 3m is %s", got)
+	}
+}
+
+func TestPlaces(t *testing.T) {
+	text := "# note\n---\napiVersion: networking.istio.io/v1 # 3\nkind: VirtualService\nmetadata:\n  name: a\nspec:\n  hosts: [a]\n" +
+		"  http:\n  - name: one\n    route: [{destination: {host: a}}]\n  - name: two # 12\n    timeout: 1s\n    route: [{destination: {host: a}}]\n"
+	o := Decode("x.yaml", []byte(text)).Objects[0]
+	for _, row := range []struct {
+		want int
+		path []any
+	}{
+		{3, nil},
+		{7, []any{"spec"}},
+		{10, []any{"spec", "http", 0}},
+		{12, []any{"spec", "http", 1}},
+		{13, []any{"spec", "http", 1, "timeout"}},
+		{12, []any{"spec", "http", 1, "retries", "attempts"}},
+	} {
+		if got := o.LineOf(row.path...); got != row.want {
+			t.Errorf("line of %v is %d, want %d", row.path, got, row.want)
+		}
+	}
+	if o.Has("spec", "http", 0, "timeout") || !o.Has("spec", "http", 1, "timeout") {
+		t.Error("Has does not tell what is written")
+	}
+	if o.Start != len("# note\n---\n") || o.End != len(text) {
+		t.Errorf("the document is at %d to %d", o.Start, o.End)
+	}
+}
+
+func TestJSONAndLists(t *testing.T) {
+	text := "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"List\",\n\t\"items\": [\n\t\t{\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": \"a\"}}\n\t]\n}"
+	r := Decode("x.json", []byte(text))
+	if len(r.Faults) > 0 || len(r.Objects) != 1 || !r.Objects[0].InList || r.Objects[0].Line != 5 {
+		t.Fatalf("%v %+v", r.Faults, r.Objects)
+	}
+}
+
+func TestAliasesAndMerges(t *testing.T) {
+	text := "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: &l {app: a}}\nspec:\n  selector: {<<: *l, version: v1}\n  ports: [{port: 80}]\n"
+	r := Decode("x.yaml", []byte(text))
+	if len(r.Faults) > 0 {
+		t.Fatal(r.Faults)
+	}
+	got := r.Objects[0].Spec.(*core.Service).Spec.Selector
+	if diff := cmp.Diff(map[string]string{"app": "a", "version": "v1"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestBounds(t *testing.T) {
+	if r := Decode("x.yaml", make([]byte, MaxFileBytes+1)); len(r.Faults) != 1 {
+		t.Errorf("a file too large: %v", r.Faults)
+	}
+	many := strings.Repeat("---\na: b\n", 1000)
+	if r := Decode("x.yaml", []byte(many)); len(r.Faults) != maxFaults {
+		t.Errorf("%d faults are told, want %d", len(r.Faults), maxFaults)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	archive, err := txtar.ParseFile(faultsFile)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for i := 0; i < len(archive.Files); i += 2 {
+		f.Add(archive.Files[i].Data)
+	}
+	for kind, spec := range spare {
+		f.Add([]byte("apiVersion: networking.istio.io/v1\nkind: " + kind + "\nmetadata: {name: a}\nspec: " + spec))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := Decode("x.yaml", data)
+		if len(r.Faults) > maxFaults || len(r.Warnings) > maxFaults {
+			t.Errorf("%d faults, %d warnings", len(r.Faults), len(r.Warnings))
+		}
+		for _, o := range r.Objects {
+			if o.Start < 0 || o.Start > o.End || o.End > len(data) || o.Name == "" {
+				t.Errorf("%s is at %d to %d of %d", o.Ref, o.Start, o.End, len(data))
+			}
+			if _, err := Encode(o); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }

@@ -19,6 +19,10 @@ func (r *reader) message(n *yaml.Node, path string, m protoreflect.Message) {
 	if r.wellKnown(n, path, m) {
 		return
 	}
+	if n.Kind != yaml.MappingNode {
+		r.fault(r.at(n), path, "must be an object with fields, is %s", describe(n))
+		return
+	}
 	desc := m.Descriptor()
 	name := string(desc.Name())
 	if desc.FullName() == "istio.mesh.v1alpha1.Tracing" {

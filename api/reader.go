@@ -303,6 +303,9 @@ func (r *reader) whole(n *yaml.Node, path string, low int64, high uint64) (int64
 // unknown tells that there is no such field, and which one may be meant.
 func (r *reader) unknown(f field, path string, known []string) {
 	message := "there is no such field"
+	if r.lenient {
+		message += ", so that it has no effect"
+	}
 	if near := nearest(f.name, known); near != "" {
 		message += "; did you mean " + near + "?"
 	} else if len(known) > 0 && len(known) <= 16 {
@@ -310,7 +313,7 @@ func (r *reader) unknown(f field, path string, known []string) {
 		message += "; here are " + strings.Join(known, ", ")
 	}
 	if r.lenient {
-		r.warn(r.at(f.key), dot(path, f.name), "%s; it has no effect", message)
+		r.warn(r.at(f.key), dot(path, f.name), "%s", message)
 		return
 	}
 	r.fault(r.at(f.key), dot(path, f.name), "%s", message)
