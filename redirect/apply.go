@@ -32,7 +32,10 @@ func Apply(r Ruleset) error {
 	write(conn, table, r)
 	if err := conn.Flush(); err != nil && !errors.Is(err, syscall.ENOBUFS) {
 		// ENOBUFS: the kernel did as it was told or not at all, but its answer got lost. What follows tells.
-		return fmt.Errorf("apply capture rules: %s: %w", advise(err, "nf_tables, nat or redirect", "nft_redir"), err)
+		if missing := Check(); missing != nil {
+			err = missing
+		}
+		return fmt.Errorf("apply capture rules: %w", err)
 	}
 	if err := verify(conn, table, r); err != nil {
 		return fmt.Errorf("verify the capture rules that were applied (does another program change the table %q?): %w",
@@ -75,8 +78,10 @@ func write(conn *nftables.Conn, table *nftables.Table, r Ruleset) {
 	}
 	for i, c := range r.Chains {
 		for _, rule := range c.Rules {
-			conn.AddRule(&nftables.Rule{Table: table, Chain: chains[i], Exprs: encodeRule(rule),
-				UserData: encodeWhy(rule)})
+			conn.AddRule(&nftables.Rule{
+				Table: table, Chain: chains[i], Exprs: encodeRule(rule),
+				UserData: encodeWhy(rule),
+			})
 		}
 	}
 }

@@ -140,8 +140,10 @@ func TestVerifyNotices(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c.ReplaceRule(&nftables.Rule{Table: table, Chain: chain(c, chainPrerouting), Handle: rule[1].Handle,
-				Exprs: encodeRule(Rule{Protocol: "tcp", ToPort: 15009})})
+			c.ReplaceRule(&nftables.Rule{
+				Table: table, Chain: chain(c, chainPrerouting), Handle: rule[1].Handle,
+				Exprs: encodeRule(Rule{Protocol: "tcp", ToPort: 15009}),
+			})
 		}, `chain "prerouting", rule 2 is not "tcp dport 15008 return`},
 		{"another hook", func(c *nftables.Conn) {
 			c.DelChain(chain(c, chainTrack))

@@ -89,8 +89,12 @@ func TestCaptureSelf(t *testing.T) {
 		{"proxy to own v6", marked, at(a.v6, 8080), "inbound [fd77::2]:8080 from fd77::2"},
 		{"proxy by uid to own v4", caller{uid: ProxyUser}, at(a.v4, 8080), "inbound 10.77.0.2:8080 from 10.77.0.2"},
 		{"proxy by gid to own v6", caller{gid: ProxyUser}, at(a.v6, 8080), "inbound [fd77::2]:8080 from fd77::2"},
-		{"inbound to app v4", caller{mark: ProxyMark, from: "127.0.0.6:0"}, at(a.v4, 8080),
-			"app 10.77.0.2:8080 from 127.0.0.6"},
+		{
+			"inbound to app v4",
+			caller{mark: ProxyMark, from: "127.0.0.6:0"},
+			at(a.v4, 8080),
+			"app 10.77.0.2:8080 from 127.0.0.6",
+		},
 		{"inbound to app v6", caller{mark: ProxyMark, from: "[::6]:0"}, at(a.v6, 8080), "app [fd77::2]:8080 from ::6"},
 
 		{"app to own v4", caller{}, at(a.v4, 8080), "app 10.77.0.2:8080 from 10.77.0.2"},
@@ -146,69 +150,114 @@ func TestCaptureConfig(t *testing.T) {
 		out    []expectation // Calls of a.
 		in     []expectation // Calls to a.
 	}{
-		{name: "ports of the proxy", config: Config{OutboundPort: 16001, InboundPort: 16006},
+		{
+			name: "ports of the proxy", config: Config{OutboundPort: 16001, InboundPort: 16006},
 			out: []expectation{{"outbound", caller{}, "10.77.0.3:80", "other outbound 10.77.0.3:80 from 10.77.0.2"}},
-			in:  []expectation{{"inbound", caller{}, "10.77.0.2:80", "other inbound 10.77.0.2:80 from 10.77.0.3"}}},
-		{name: "proxy by uid only", config: Config{Proxy: Proxy{UIDs: []uint32{0}}},
+			in:  []expectation{{"inbound", caller{}, "10.77.0.2:80", "other inbound 10.77.0.2:80 from 10.77.0.3"}},
+		},
+		{
+			name: "proxy by uid only", config: Config{Proxy: Proxy{UIDs: []uint32{0}}},
 			out: []expectation{
 				{"uid", caller{}, "10.77.0.3:80", real},
-				{"mark and other uid", caller{uid: 9, mark: ProxyMark}, "10.77.0.3:80", outbound}}},
-		{name: "proxy by whole mark only", config: Config{Proxy: Proxy{Mark: 0x10000001}},
+				{"mark and other uid", caller{uid: 9, mark: ProxyMark}, "10.77.0.3:80", outbound},
+			},
+		},
+		{
+			name: "proxy by whole mark only", config: Config{Proxy: Proxy{Mark: 0x10000001}},
 			out: []expectation{
 				{"mark", caller{mark: 0x10000001}, "10.77.0.3:80", real},
 				{"a bit less", caller{mark: 1}, "10.77.0.3:80", outbound},
-				{"uid", caller{uid: ProxyUser}, "10.77.0.3:80", outbound}}},
-		{name: "excluded inbound port", config: Config{ExcludeInboundPorts: []uint16{22}},
+				{"uid", caller{uid: ProxyUser}, "10.77.0.3:80", outbound},
+			},
+		},
+		{
+			name: "excluded inbound port", config: Config{ExcludeInboundPorts: []uint16{22}},
 			in: []expectation{
 				{"excluded", caller{}, "10.77.0.2:22", "app 10.77.0.2:22 from 10.77.0.3"},
 				{"excluded v6", caller{}, "[fd77::2]:22", "app [fd77::2]:22 from fd77::3"},
-				{"other", caller{}, "10.77.0.2:80", "inbound 10.77.0.2:80 from 10.77.0.3"}}},
-		{name: "included inbound port", config: Config{IncludeInboundPorts: []uint16{80},
-			ExcludeInboundPorts: []uint16{80}},
+				{"other", caller{}, "10.77.0.2:80", "inbound 10.77.0.2:80 from 10.77.0.3"},
+			},
+		},
+		{
+			name: "included inbound port", config: Config{
+				IncludeInboundPorts: []uint16{80},
+				ExcludeInboundPorts: []uint16{80},
+			},
 			in: []expectation{
 				{"included", caller{}, "10.77.0.2:80", "inbound 10.77.0.2:80 from 10.77.0.3"},
-				{"other", caller{}, "10.77.0.2:22", "app 10.77.0.2:22 from 10.77.0.3"}}},
-		{name: "no inbound", config: Config{NoInbound: true},
+				{"other", caller{}, "10.77.0.2:22", "app 10.77.0.2:22 from 10.77.0.3"},
+			},
+		},
+		{
+			name: "no inbound", config: Config{NoInbound: true},
 			out: []expectation{{"outbound", caller{}, "10.77.0.3:80", outbound}},
-			in:  []expectation{{"inbound", caller{}, "10.77.0.2:80", "app 10.77.0.2:80 from 10.77.0.3"}}},
-		{name: "excluded outbound port", config: Config{ExcludeOutboundPorts: []uint16{80},
-			IncludeOutboundPorts: []uint16{80}},
+			in:  []expectation{{"inbound", caller{}, "10.77.0.2:80", "app 10.77.0.2:80 from 10.77.0.3"}},
+		},
+		{
+			name: "excluded outbound port", config: Config{
+				ExcludeOutboundPorts: []uint16{80},
+				IncludeOutboundPorts: []uint16{80},
+			},
 			out: []expectation{
 				{"excluded", caller{}, "10.77.0.3:80", real},
 				{"other", caller{}, "10.77.0.3:81", "outbound 10.77.0.3:81 from 10.77.0.2"},
-				{"proxy to itself", caller{mark: ProxyMark}, "10.77.0.2:80", "app 10.77.0.2:80 from 10.77.0.2"}}},
-		{name: "excluded outbound range", config: Config{ExcludeOutboundRanges: ranges("10.77.0.3/31", "fd78::/16"),
-			IncludeOutboundPorts: []uint16{80}},
+				{"proxy to itself", caller{mark: ProxyMark}, "10.77.0.2:80", "app 10.77.0.2:80 from 10.77.0.2"},
+			},
+		},
+		{
+			name: "excluded outbound range", config: Config{
+				ExcludeOutboundRanges: ranges("10.77.0.3/31", "fd78::/16"),
+				IncludeOutboundPorts:  []uint16{80},
+			},
 			out: []expectation{
 				{"excluded", caller{}, "10.77.0.3:80", real},
 				{"next range", caller{}, "10.77.0.4:80", "outbound 10.77.0.4:80 from 10.77.0.2"},
-				{"other family", caller{}, "[fd77::3]:80", "outbound [fd77::3]:80 from fd77::2"}}},
-		{name: "included outbound range", config: Config{IncludeOutboundRanges: ranges("fd77::/64", "10.78.0.0/16")},
+				{"other family", caller{}, "[fd77::3]:80", "outbound [fd77::3]:80 from fd77::2"},
+			},
+		},
+		{
+			name: "included outbound range", config: Config{IncludeOutboundRanges: ranges("fd77::/64", "10.78.0.0/16")},
 			out: []expectation{
 				{"not included", caller{}, "10.77.0.3:80", real},
 				{"included v6", caller{}, "[fd77::3]:80", "outbound [fd77::3]:80 from fd77::2"},
 				{"included v4", caller{}, "10.78.255.1:80", "outbound 10.78.255.1:80 from 10.77.0.2"},
-				{"own loopback", caller{}, "127.0.0.2:80", "app 127.0.0.2:80 from 127.0.0.1"}}},
-		{name: "one family", config: Config{IncludeOutboundRanges: ranges("0.0.0.0/0")},
+				{"own loopback", caller{}, "127.0.0.2:80", "app 127.0.0.2:80 from 127.0.0.1"},
+			},
+		},
+		{
+			name: "one family", config: Config{IncludeOutboundRanges: ranges("0.0.0.0/0")},
 			out: []expectation{
 				{"v4", caller{}, "10.77.0.3:80", outbound},
-				{"v6", caller{}, "[fd77::3]:80", "real [fd77::3]:80 from fd77::2"}}},
-		{name: "included loopback range", config: Config{IncludeOutboundRanges: ranges("127.0.0.0/30")},
+				{"v6", caller{}, "[fd77::3]:80", "real [fd77::3]:80 from fd77::2"},
+			},
+		},
+		{
+			name: "included loopback range", config: Config{IncludeOutboundRanges: ranges("127.0.0.0/30")},
 			out: []expectation{
 				{"included", caller{}, "127.0.0.2:80", "outbound 127.0.0.2:80 from 127.0.0.1"},
 				{"127.0.0.1 never", caller{}, "127.0.0.1:80", "app 127.0.0.1:80 from 127.0.0.1"},
-				{"own address", caller{}, "10.77.0.2:80", "app 10.77.0.2:80 from 10.77.0.2"}}},
-		{name: "no outbound but a port", config: Config{NoOutbound: true, IncludeOutboundPorts: []uint16{81}},
+				{"own address", caller{}, "10.77.0.2:80", "app 10.77.0.2:80 from 10.77.0.2"},
+			},
+		},
+		{
+			name: "no outbound but a port", config: Config{NoOutbound: true, IncludeOutboundPorts: []uint16{81}},
 			out: []expectation{
 				{"not captured", caller{}, "10.77.0.3:80", real},
-				{"port", caller{}, "10.77.0.3:81", "outbound 10.77.0.3:81 from 10.77.0.2"}}},
-		{name: "excluded interface", config: Config{ExcludeInterfaces: []string{netns.Interface}},
+				{"port", caller{}, "10.77.0.3:81", "outbound 10.77.0.3:81 from 10.77.0.2"},
+			},
+		},
+		{
+			name: "excluded interface", config: Config{ExcludeInterfaces: []string{netns.Interface}},
 			out: []expectation{
 				{"outbound", caller{}, "10.77.0.3:80", real},
-				{"to itself", caller{mark: ProxyMark}, "10.77.0.2:80", "inbound 10.77.0.2:80 from 10.77.0.2"}},
-			in: []expectation{{"inbound", caller{}, "10.77.0.2:80", "app 10.77.0.2:80 from 10.77.0.3"}}},
-		{name: "interface with a longer name", config: Config{ExcludeInterfaces: []string{"eth", "eth00"}},
-			out: []expectation{{"outbound", caller{}, "10.77.0.3:80", outbound}}},
+				{"to itself", caller{mark: ProxyMark}, "10.77.0.2:80", "inbound 10.77.0.2:80 from 10.77.0.2"},
+			},
+			in: []expectation{{"inbound", caller{}, "10.77.0.2:80", "app 10.77.0.2:80 from 10.77.0.3"}},
+		},
+		{
+			name: "interface with a longer name", config: Config{ExcludeInterfaces: []string{"eth", "eth00"}},
+			out: []expectation{{"outbound", caller{}, "10.77.0.3:80", outbound}},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a, b := pair(t)

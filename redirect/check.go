@@ -22,24 +22,40 @@ type probe struct {
 func probes() []probe {
 	port := Rule{Protocol: "tcp", Action: Redirect, Port: OutboundPort}
 	return []probe{
-		{"nf_tables with the family inet (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)", "nf_tables",
-			Chain{Name: "family"}},
-		{"NAT in the family inet (Linux 5.2, CONFIG_NFT_NAT, CONFIG_NF_NAT)", "nft_chain_nat",
-			Chain{Name: "nat", Hook: HookOutput}},
-		{"redirect (CONFIG_NFT_REDIR)", "nft_redir",
-			Chain{Name: "redirect", Hook: HookOutput, Rules: []Rule{port}}},
+		{
+			"nf_tables with the family inet (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)", "nf_tables",
+			Chain{Name: "family"},
+		},
+		{
+			"NAT in the family inet (Linux 5.2, CONFIG_NFT_NAT, CONFIG_NF_NAT)", "nft_chain_nat",
+			Chain{Name: "nat", Hook: HookOutput},
+		},
+		{
+			"redirect (CONFIG_NFT_REDIR)", "nft_redir",
+			Chain{Name: "redirect", Hook: HookOutput, Rules: []Rule{port}},
+		},
 		{"matching addresses and ports", "nf_tables", Chain{Name: "address", Hook: HookOutput, Rules: []Rule{
 			{To: netip.MustParsePrefix("127.0.0.0/8"), Protocol: "tcp", ToPort: TunnelPort, Midway: true},
-			{Out: loopback, To: netip.MustParsePrefix("::1/128"), Protocol: "udp", FromPort: DNSPort}}}},
-		{"matching the owner of a socket (nft meta skuid, skgid)", "nf_tables",
+			{Out: loopback, To: netip.MustParsePrefix("::1/128"), Protocol: "udp", FromPort: DNSPort},
+		}}},
+		{
+			"matching the owner of a socket (nft meta skuid, skgid)", "nf_tables",
 			Chain{Name: "owner", Hook: HookOutput, Rules: []Rule{
-				{Owner: Owner{Kind: OwnerUID, ID: ProxyUser}}, {Owner: Owner{Kind: OwnerGID, ID: ProxyUser}}}}},
-		{"matching the mark of a socket (nft meta mark)", "nf_tables",
+				{Owner: Owner{Kind: OwnerUID, ID: ProxyUser}}, {Owner: Owner{Kind: OwnerGID, ID: ProxyUser}},
+			}},
+		},
+		{
+			"matching the mark of a socket (nft meta mark)", "nf_tables",
 			Chain{Name: "mark", Hook: HookOutput, Rules: []Rule{
-				{Owner: Owner{Kind: OwnerMark, ID: ProxyMark, Mask: ProxyMask}}}}},
-		{"conntrack zones, for DNS (CONFIG_NFT_CT, CONFIG_NF_CONNTRACK_ZONES)", "nft_ct",
+				{Owner: Owner{Kind: OwnerMark, ID: ProxyMark, Mask: ProxyMask}},
+			}},
+		},
+		{
+			"conntrack zones, for DNS (CONFIG_NFT_CT, CONFIG_NF_CONNTRACK_ZONES)", "nft_ct",
 			Chain{Name: "zone", Hook: HookTrack, Rules: []Rule{
-				{Protocol: "udp", ToPort: domainPort, Action: Zone}}}},
+				{Protocol: "udp", ToPort: domainPort, Action: Zone},
+			}},
+		},
 	}
 }
 
@@ -83,8 +99,6 @@ func advise(err error, what, module string) string {
 		errors.Is(err, syscall.ENOPROTOOPT):
 		return fmt.Sprintf("the kernel lacks %s: as root, modprobe %s; if there is no such module, use a kernel "+
 			"that has it", what, module)
-	case errors.Is(err, syscall.EMSGSIZE):
-		return "the rules do not fit one message: as root, sysctl -w net.core.wmem_max=212992, or list fewer"
 	case errors.Is(err, syscall.ENOMEM):
 		return "the kernel is out of memory for rules"
 	default:

@@ -148,8 +148,10 @@ func (c Config) validate() error {
 		name  string
 		ports []uint16
 	}{
-		{"IncludeInboundPorts", c.IncludeInboundPorts}, {"ExcludeInboundPorts", c.ExcludeInboundPorts},
-		{"IncludeOutboundPorts", c.IncludeOutboundPorts}, {"ExcludeOutboundPorts", c.ExcludeOutboundPorts},
+		{"IncludeInboundPorts", c.IncludeInboundPorts},
+		{"ExcludeInboundPorts", c.ExcludeInboundPorts},
+		{"IncludeOutboundPorts", c.IncludeOutboundPorts},
+		{"ExcludeOutboundPorts", c.ExcludeOutboundPorts},
 	} {
 		if slices.Contains(list.ports, 0) {
 			fault("%s: 0 is not a port", list.name)
@@ -207,12 +209,16 @@ func (c Config) validateLimits() error {
 		name  string
 		count int
 	}{
-		{"Proxy.UIDs", len(c.Proxy.UIDs)}, {"Proxy.GIDs", len(c.Proxy.GIDs)},
-		{"IncludeInboundPorts", len(c.IncludeInboundPorts)}, {"ExcludeInboundPorts", len(c.ExcludeInboundPorts)},
-		{"IncludeOutboundPorts", len(c.IncludeOutboundPorts)}, {"ExcludeOutboundPorts", len(c.ExcludeOutboundPorts)},
+		{"Proxy.UIDs", len(c.Proxy.UIDs)},
+		{"Proxy.GIDs", len(c.Proxy.GIDs)},
+		{"IncludeInboundPorts", len(c.IncludeInboundPorts)},
+		{"ExcludeInboundPorts", len(c.ExcludeInboundPorts)},
+		{"IncludeOutboundPorts", len(c.IncludeOutboundPorts)},
+		{"ExcludeOutboundPorts", len(c.ExcludeOutboundPorts)},
 		{"IncludeOutboundRanges", len(c.IncludeOutboundRanges)},
 		{"ExcludeOutboundRanges", len(c.ExcludeOutboundRanges)},
-		{"Resolvers", len(c.Resolvers)}, {"ExcludeInterfaces", len(c.ExcludeInterfaces)},
+		{"Resolvers", len(c.Resolvers)},
+		{"ExcludeInterfaces", len(c.ExcludeInterfaces)},
 	} {
 		if list.count > maxEntries {
 			faults = append(faults, fmt.Errorf("%s: %d entries, at most %d are allowed", list.name, list.count,

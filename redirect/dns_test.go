@@ -28,8 +28,12 @@ func TestCaptureDNS(t *testing.T) {
 			{"on this host", "127.0.0.53:53", app, "proxy ?", "proxy 127.0.0.53:53 from 127.0.0.1"},
 			{"proxy's own v4", "10.77.0.3:53", proxy, "resolver ?", "resolver 10.77.0.3:53 from 10.77.0.2"},
 			{"proxy's own v6", "[fd77::3]:53", proxy, "resolver ?", "resolver [fd77::3]:53 from fd77::2"},
-			{"proxy's own by uid", "10.77.0.3:53", caller{uid: ProxyUser}, "resolver ?",
-				"resolver 10.77.0.3:53 from 10.77.0.2"},
+			{
+				"proxy's own by uid", "10.77.0.3:53",
+				caller{uid: ProxyUser},
+				"resolver ?",
+				"resolver 10.77.0.3:53 from 10.77.0.2",
+			},
 		}},
 		{"named resolvers", Config{Resolvers: []netip.Addr{netip.MustParseAddr("10.77.0.3")}}, []query{
 			{"named", "10.77.0.3:53", app, "proxy ?", "proxy 10.77.0.3:53 from 10.77.0.2"},

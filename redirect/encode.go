@@ -151,8 +151,10 @@ func equal(data []byte) expr.Any {
 }
 
 func and(mask []byte) expr.Any {
-	return &expr.Bitwise{SourceRegister: register, DestRegister: register, Len: uint32(len(mask)), Mask: mask,
-		Xor: make([]byte, len(mask))}
+	return &expr.Bitwise{
+		SourceRegister: register, DestRegister: register, Len: uint32(len(mask)), Mask: mask,
+		Xor: make([]byte, len(mask)),
+	}
 }
 
 func transport(offset, size uint32) expr.Any {

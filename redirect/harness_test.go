@@ -43,7 +43,8 @@ func pair(t *testing.T) (client, server workload) {
 	var bridge *netns.Bridge
 	err := netns.Do(home, func() (err error) {
 		bridge, err = netns.NewBridge(netns.BridgeConfig{Addresses: []netip.Prefix{
-			netip.MustParsePrefix("10.77.0.1/24"), netip.MustParsePrefix("fd77::1/64")}})
+			netip.MustParsePrefix("10.77.0.1/24"), netip.MustParsePrefix("fd77::1/64"),
+		}})
 		return err
 	})
 	if err != nil {

@@ -87,8 +87,10 @@ func trackChain(c Config) Chain {
 		rules = append(rules, Rule{Owner: owner, Why: "queries of the proxy"})
 	}
 	for _, to := range resolverRanges(c) {
-		rules = append(rules, Rule{To: to, Protocol: "udp", ToPort: domainPort, Action: Zone,
-			Why: "queries of the workload"})
+		rules = append(rules, Rule{
+			To: to, Protocol: "udp", ToPort: domainPort, Action: Zone,
+			Why: "queries of the workload",
+		})
 	}
 	return Chain{Name: chainTrack, Hook: HookTrack, Rules: rules}
 }
@@ -150,8 +152,10 @@ func proxyChain(c Config) Chain {
 	if !c.NoDNS {
 		rules = append(rules, Rule{Protocol: "tcp", ToPort: domainPort, Why: "to a resolver on this host"})
 	}
-	rules = append(rules, Rule{Out: loopback, Protocol: "tcp", Action: Redirect, Port: c.InboundPort,
-		Why: "the workload calls its own service"})
+	rules = append(rules, Rule{
+		Out: loopback, Protocol: "tcp", Action: Redirect, Port: c.InboundPort,
+		Why: "the workload calls its own service",
+	})
 	return Chain{Name: chainProxy, Rules: rules}
 }
 
@@ -160,8 +164,10 @@ func appChain(c Config) Chain {
 	if !c.NoDNS {
 		for _, protocol := range []string{"udp", "tcp"} {
 			for _, to := range resolverRanges(c) {
-				rules = append(rules, Rule{To: to, Protocol: protocol, ToPort: domainPort, Action: Redirect,
-					Port: DNSPort, Why: "DNS"})
+				rules = append(rules, Rule{
+					To: to, Protocol: protocol, ToPort: domainPort, Action: Redirect,
+					Port: DNSPort, Why: "DNS",
+				})
 			}
 		}
 	}

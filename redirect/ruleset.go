@@ -175,6 +175,7 @@ func (r Rule) match() []string {
 		} else {
 			add("meta mark & 0x%08x == 0x%08x", r.Owner.Mask, r.Owner.ID)
 		}
+	case OwnerAny:
 	}
 	return words
 }

@@ -3,6 +3,7 @@ package netns_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -97,8 +98,14 @@ func TestAttach(t *testing.T) {
 		from, to *os.File
 		address  string
 	}{
-		{a, b, "10.8.0.3:80"}, {b, a, "[fd08::2]:80"}, {a, home, "10.8.0.1:80"}, {b, home, "[fd08::1]:80"},
-		{home, b, "10.8.0.3:81"}, {a, a, "10.8.0.2:81"}, {a, a, "[::6]:81"}, {b, b, "127.0.0.6:81"},
+		{a, b, "10.8.0.3:80"},
+		{b, a, "[fd08::2]:80"},
+		{a, home, "10.8.0.1:80"},
+		{b, home, "[fd08::1]:80"},
+		{home, b, "10.8.0.3:81"},
+		{a, a, "10.8.0.2:81"},
+		{a, a, "[::6]:81"},
+		{b, b, "127.0.0.6:81"},
 	} {
 		if err := connect(call.from, call.to, call.address); err != nil {
 			t.Error(err)
@@ -364,7 +371,7 @@ func awaitEnd(t *testing.T, pidfd int) {
 	for {
 		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
-		if err == syscall.EINTR {
+		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
 		if n != 1 || err != nil {

@@ -35,8 +35,10 @@ func explain(err error, isolation Isolation, root bool, read func(name string) s
 func advise(err error, isolation Isolation, root bool, read func(name string) string) string {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EUSERS):
-		for _, name := range []string{"user.max_user_namespaces", "user.max_net_namespaces",
-			"user.max_mnt_namespaces", "user.max_pid_namespaces"} {
+		for _, name := range []string{
+			"user.max_user_namespaces", "user.max_net_namespaces",
+			"user.max_mnt_namespaces", "user.max_pid_namespaces",
+		} {
 			if read(name) == "0" {
 				return fmt.Sprintf("the kernel's limit %s is 0: as root, sysctl -w %s=10000", name, name)
 			}

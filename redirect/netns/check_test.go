@@ -19,20 +19,39 @@ func TestExplain(t *testing.T) {
 		settings  map[string]string
 		want      string
 	}{
-		{"Debian of old", syscall.EPERM, user, false,
-			map[string]string{"kernel.unprivileged_userns_clone": "0"}, "sysctl -w kernel.unprivileged_userns_clone=1"},
-		{"Ubuntu", syscall.EPERM, user, false, map[string]string{"kernel.unprivileged_userns_clone": "1",
-			"kernel.apparmor_restrict_unprivileged_userns": "1"},
-			"sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},
-		{"Ubuntu, from Go", syscall.EACCES, user, false,
-			map[string]string{"kernel.apparmor_restrict_unprivileged_userns": "1"}, "AppArmor"},
-		{"no user namespaces", syscall.EPERM, user, false, map[string]string{"user.max_user_namespaces": "0"},
-			"sysctl -w user.max_user_namespaces=10000"},
-		{"RHEL 7", syscall.ENOSPC, user, false, map[string]string{"user.max_user_namespaces": "0"},
-			"sysctl -w user.max_user_namespaces=10000"},
-		{"no network namespaces", syscall.ENOSPC, user, false,
+		{
+			"Debian of old", syscall.EPERM, user, false,
+			map[string]string{"kernel.unprivileged_userns_clone": "0"},
+			"sysctl -w kernel.unprivileged_userns_clone=1",
+		},
+		{
+			"Ubuntu", syscall.EPERM, user, false,
+			map[string]string{
+				"kernel.unprivileged_userns_clone":             "1",
+				"kernel.apparmor_restrict_unprivileged_userns": "1",
+			},
+			"sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+		},
+		{
+			"Ubuntu, from Go", syscall.EACCES, user, false,
+			map[string]string{"kernel.apparmor_restrict_unprivileged_userns": "1"},
+			"AppArmor",
+		},
+		{
+			"no user namespaces", syscall.EPERM, user, false,
+			map[string]string{"user.max_user_namespaces": "0"},
+			"sysctl -w user.max_user_namespaces=10000",
+		},
+		{
+			"RHEL 7", syscall.ENOSPC, user, false,
+			map[string]string{"user.max_user_namespaces": "0"},
+			"sysctl -w user.max_user_namespaces=10000",
+		},
+		{
+			"no network namespaces", syscall.ENOSPC, user, false,
 			map[string]string{"user.max_user_namespaces": "9", "user.max_net_namespaces": "0"},
-			"sysctl -w user.max_net_namespaces=10000"},
+			"sysctl -w user.max_net_namespaces=10000",
+		},
 		{"many", syscall.ENOSPC, user, true, map[string]string{"user.max_user_namespaces": "9"}, "lsns"},
 		{"deep", syscall.EUSERS, user, true, nil, "a limit on namespaces is reached"},
 		{"kernel", syscall.EINVAL, user, false, nil, "CONFIG_USER_NS"},

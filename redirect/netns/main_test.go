@@ -56,7 +56,7 @@ func program() error {
 		if err := ns.Close(); err != nil {
 			return err
 		}
-		if _, err := fmt.Println(p.Process.Pid); err != nil {
+		if _, err := fmt.Fprintln(os.Stdout, p.Process.Pid); err != nil {
 			return err
 		}
 	}
@@ -78,7 +78,7 @@ func identity() error {
 		}
 		words = append(words, name)
 	}
-	_, err = fmt.Println(strings.Join(words, " "))
+	_, err = fmt.Fprintln(os.Stdout, strings.Join(words, " "))
 	return err
 }
 
@@ -97,7 +97,7 @@ func unprivileged() error {
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Println("serving"); err != nil {
+	if _, err := fmt.Fprintln(os.Stdout, "serving"); err != nil {
 		return err
 	}
 	return l.Close()
