@@ -25,7 +25,7 @@ const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	nstest.Main(m, map[string]func() error{
-		"wait": wait, "program": program, "identity": identity, "unprivileged": unprivileged,
+		"wait": wait, "hold": hold, "program": program, "identity": identity, "unprivileged": unprivileged,
 	})
 }
 
@@ -35,6 +35,12 @@ func wait() error {
 	return err
 }
 
+// hold is a workload that takes no notice of anything: it would outlive its program if it were let.
+func hold() error {
+	<-time.After(2 * patience)
+	return nil
+}
+
 // program runs two workloads on a bridge in its own namespace, prints their pids and waits for a line.
 func program() error {
 	bridge, err := netns.NewBridge(netns.BridgeConfig{Addresses: []netip.Prefix{netip.MustParsePrefix("10.9.0.1/24")}})
@@ -42,7 +48,7 @@ func program() error {
 		return err
 	}
 	for _, address := range []string{"10.9.0.2", "10.9.0.3"} {
-		p, err := nstest.Spawn(context.Background(), "wait", netns.Isolation{})
+		p, err := nstest.Spawn(context.Background(), "hold", netns.Isolation{})
 		if err != nil {
 			return err
 		}
