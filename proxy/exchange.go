@@ -452,6 +452,9 @@ func (x *exchange) OnData(p []byte, end bool) {
 	if x.over {
 		return
 	}
+	if len(x.copies) > 0 {
+		x.copyData(p, end)
+	}
 	a := x.current
 	if a == nil || a.up == nil {
 		x.keepBody(p)
@@ -491,6 +494,7 @@ func (x *exchange) OnTrailers(h *stream.Head) {
 	}
 	x.trailers.CopyFrom(h)
 	x.hasTrail = true
+	x.mirrorBody()
 	if a := x.current; a != nil && a.up != nil {
 		a.up.SendTrailers(h)
 	}

@@ -9,11 +9,9 @@ import (
 // mirrorsMax bounds the copies of requests that one worker has under way; beyond it none are made.
 const mirrorsMax = 256
 
-// mirrored is a copy of a request whose answer nobody waits for. Only the head
-// and what had arrived of the body by then can be copied without holding up the
-// original, so requests are copied when they are complete or their body is
-// small; others are copied without their body being kept for long: a copy is
-// made of the first retryBytes at most, and not at all of a longer one.
+// mirrored is a copy of a request whose answer nobody waits for. It is sent when
+// the original is complete, so that it never holds the original up; a request
+// whose body is longer than retryBytes is not copied.
 type mirrored struct {
 	w    *worker
 	req  stream.Head
@@ -35,12 +33,24 @@ func (x *exchange) mirror() {
 	}
 }
 
+// copyData keeps body bytes for the copies; a body that is too long is not mirrored.
+func (x *exchange) copyData(p []byte, end bool) {
+	if len(x.copyBody)+len(p) > retryBytes {
+		x.copies, x.copyBody = x.copies[:0], nil
+		return
+	}
+	x.copyBody = append(x.copyBody, p...)
+	if end {
+		x.mirrorBody()
+	}
+}
+
 // mirrorBody starts the copies that waited for the end of the request's body.
 func (x *exchange) mirrorBody() {
 	for _, c := range x.copies {
 		x.w.sendCopy(x, c)
 	}
-	x.copies = x.copies[:0]
+	x.copies, x.copyBody = x.copies[:0], nil
 }
 
 func (w *worker) sendCopy(x *exchange, c *table.Choice) {

@@ -32,6 +32,16 @@ const (
 	isUpgrade
 	// isHead: the request's method is HEAD, so that the response has no body.
 	isHead
+	// lingers: a server has answered, and waits for the rest of the request to throw it away.
+	lingers
+)
+
+// How long and how much a server waits for the rest of a request that it has
+// answered before it asks for no more (RFC 9113 section 8.1). Some clients drop
+// a response if that request comes with it.
+const (
+	lingerTime     = 5 * time.Second
+	lingerBytesMax = 64 << 10
 )
 
 // interimMax bounds the 1xx responses to one request.
@@ -272,8 +282,7 @@ func (c *core) streamFault(x *exchange, code ErrCode, reason string) *Error {
 	return c.spend(guardReset, 1)
 }
 
-// localEnd: our message is written whole. A server that has answered before
-// the request was whole asks for no more of it (RFC 9113 section 8.1).
+// localEnd: our message is written whole.
 func (x *exchange) localEnd() {
 	x.flags |= sentEnd
 	x.settle()
@@ -281,9 +290,16 @@ func (x *exchange) localEnd() {
 	case x.flags&gotEnd != 0:
 		x.remove()
 	case x.c.server && x.flags&(isTunnel|closed) == 0:
-		x.c.control(appendReset(x.c.out[:0], x.id, ErrCodeNo))
-		x.remove()
+		x.flags |= lingers
+		x.c.lingering++
+		x.owed, x.moved = 0, x.c.now()
 	}
+}
+
+// endLinger asks the client for no more of a request that is answered.
+func (x *exchange) endLinger() {
+	x.c.control(appendReset(x.c.out[:0], x.id, ErrCodeNo))
+	x.remove()
 }
 
 // remoteEnd: the peer's message has arrived whole.
@@ -323,6 +339,9 @@ func (x *exchange) remove() {
 	c, m := x.c, x.c.cfg.Memory
 	x.flags |= closed
 	delete(c.streams, x.id)
+	if x.flags&lingers != 0 {
+		c.lingering--
+	}
 	c.waiting -= x.pending.n
 	x.pending.drop(m)
 	m.giveHead(x.trailers)

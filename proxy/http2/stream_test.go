@@ -2,6 +2,7 @@ package http2
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -48,20 +49,62 @@ func TestTrailersOnly(t *testing.T) {
 	}
 }
 
-// TestEarlyResponse: a response that does not wait for the request ends the exchange; what is left is refused politely.
+// TestEarlyResponse: a response that does not wait for the request ends the
+// exchange; what is left of the request is thrown away, and refused politely if it is much or late.
 func TestEarlyResponse(t *testing.T) {
-	b := newBed(t, Config{})
-	b.feed(rawHeaders(1, false, post...), rawData(1, false, "abc"))
-	r := b.reqs[0]
-	told := len(r.log)
-	r.s.SendHead(response(413), true)
-	if found, what := hasFault(b.frames(), 1, ErrCodeNo); !found {
-		t.Error(what)
+	early := func(status int) (*bed, func()) {
+		b := newBed(t, Config{})
+		b.feed(rawHeaders(1, false, post...), rawData(1, false, "abc"))
+		r := b.reqs[0]
+		told := len(r.log)
+		r.s.SendHead(response(status), true)
+		if fs := b.frames(); len(fs) != 1 || fs[0].flags != flagEndHeaders|flagEndStream || b.s.Active() != 1 {
+			t.Fatalf("wrote %+v", fs)
+		}
+		return b, func() {
+			t.Helper()
+			if len(r.log) != told || b.conn.closed || b.s.Active() != 0 || b.s.lingering != 0 {
+				t.Errorf("told %q after the response, %d open", r.log[told:], b.s.Active())
+			}
+		}
 	}
-	b.feed(rawData(1, false, "def"), rawData(1, true, ""), rawHeaders(3, true, get...))
-	if len(r.log) != told || b.conn.closed || len(b.frames()) != 0 {
-		t.Errorf("told %q after the response", r.log[told:])
+	refused := func(b *bed) {
+		t.Helper()
+		if found, what := hasFault(b.frames(), 1, ErrCodeNo); !found {
+			t.Error(what)
+		}
 	}
+
+	b, over := early(403)
+	b.feed(rawData(1, false, strings.Repeat("x", 10_000)), rawData(1, true, "def"))
+	over()
+	if fs := b.frames(); len(fs) != 0 {
+		t.Errorf("a little more: wrote %+v", fs)
+	}
+
+	b, over = early(403)
+	b.feed(rawHeaders(1, true, "a", "b"))
+	over()
+
+	b, over = early(403)
+	b.feed(rawReset(1, ErrCodeCancel))
+	over()
+
+	b, over = early(413)
+	b.feed(strings.Repeat(rawData(1, false, strings.Repeat("x", 10_000)), 7))
+	refused(b)
+	over()
+
+	b, over = early(413)
+	b.time = b.time.Add(lingerTime / 2)
+	b.s.Tick()
+	if b.s.Active() != 1 {
+		t.Error("Tick is too early")
+	}
+	b.time = b.time.Add(lingerTime)
+	b.s.Tick()
+	refused(b)
+	over()
 }
 
 // TestDeafWhileFlushing: from the end of the response on the Receiver is told nothing, though bytes still wait.
@@ -168,8 +211,9 @@ func TestTunnel(t *testing.T) {
 
 	b.feed(rawHeaders(3, false, ":method", "CONNECT", ":authority", "10.0.0.1:80"))
 	b.reqs[1].s.SendHead(response(503), true)
-	if found, what := hasFault(b.frames(), 3, ErrCodeNo); !found || b.s.Active() != 0 {
-		t.Errorf("a refused tunnel stays: %s", what)
+	b.feed(rawData(3, true, "late"))
+	if r := b.reqs[1]; len(r.log) != 1 || b.s.Active() != 0 {
+		t.Errorf("a refused tunnel: told %q", r.log)
 	}
 }
 

@@ -596,13 +596,17 @@ func TestOnDrainDoesNotKeepTheLoop(t *testing.T) {
 	stop := false
 	addr := listen(t, l, func(c *Conn) Handler {
 		p := make([]byte, 2000)
-		more := func(c *Conn) {
+		var last time.Time
+		c.Write(p)
+		return &probe{drain: func(c *Conn) {
+			if l.Now().Equal(last) {
+				t.Error("OnDrain came twice in a batch")
+			}
+			last = l.Now()
 			if rounds++; !stop {
 				c.Write(p)
 			}
-		}
-		more(c)
-		return &probe{drain: more}
+		}}
 	})
 	peer := dial(t, addr)
 	copied := make(chan struct{})

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -67,7 +68,14 @@ func (h logged) Handle(_ context.Context, r slog.Record) error { h <- r.Message;
 func TestAcceptWithoutDescriptorsLeft(t *testing.T) {
 	logs := make(logged, 10)
 	l := start(t, Config{Logger: slog.New(logs)})
-	addr := listen(t, l, func(*Conn) Handler { return echo{} })
+	listener, addr := listenFD(t, 16)
+	var ln *Listener
+	on(t, l, func() {
+		var err error
+		if ln, err = l.Listen(listener, func(c *Conn) { c.SetHandler(echo{}) }); err != nil {
+			t.Error(err)
+		}
+	})
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -93,6 +101,14 @@ func TestAcceptWithoutDescriptorsLeft(t *testing.T) {
 	if m := await(t, "log", logs); !strings.Contains(m, "suspended") {
 		t.Errorf("logged %q", m)
 	}
+	on(t, l, func() {
+		if ln.retry.slot == 0 {
+			return // trying again just now
+		}
+		if err := l.poll.del(listener); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("the listener keeps waking the loop meanwhile (%v)", err)
+		}
+	})
 	restore()
 	p := []byte("hello")
 	if _, err := unix.Write(fd, p); err != nil {

@@ -248,6 +248,48 @@ func TestTLSHalfClose(t *testing.T) {
 	})
 }
 
+// The end of what we write is told in TLS too, not only by FIN, which anybody can forge.
+func TestTLSEndsWithCloseNotify(t *testing.T) {
+	serverTLS, clientTLS := certify(t)
+	clientTLS.MaxVersion = tls.VersionTLS12 // in which one can see from outside what a record is
+	for _, tt := range []struct {
+		name string
+		end  func(c *Conn)
+	}{{"CloseWrite", (*Conn).CloseWrite}, {"Close", (*Conn).Close}} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := start(t, Config{})
+			accept, _ := secure(serverTLS, 0, &probe{data: func(c *Conn, p []byte) int { c.Write(p); tt.end(c); return len(p) }})
+			var wire bytes.Buffer
+			c := tls.Client(recorded{dial(t, listen(t, l, accept)), &wire}, clientTLS)
+			if _, err := c.Write([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(c); err != nil || string(got) != "hello" {
+				t.Fatalf("read %q, %v", got, err)
+			}
+			var kinds []byte
+			for p := wire.Bytes(); len(p) >= 5; p = p[5+int(p[3])<<8+int(p[4]):] {
+				kinds = append(kinds, p[0])
+			}
+			if !bytes.HasSuffix(kinds, []byte{23, 21}) { // application data, alert
+				t.Errorf("records of types %d, want an alert behind the data", kinds)
+			}
+		})
+	}
+}
+
+// recorded keeps what is read.
+type recorded struct {
+	*net.TCPConn
+	to *bytes.Buffer
+}
+
+func (r recorded) Read(p []byte) (int, error) {
+	n, err := r.TCPConn.Read(p)
+	r.to.Write(p[:n])
+	return n, err
+}
+
 func TestTLSTruncated(t *testing.T) {
 	serverTLS, clientTLS := certify(t)
 	l := start(t, Config{})

@@ -212,7 +212,7 @@ func appendBytes(b []byte, field protowire.Number, value []byte) []byte {
 // decodeResponse reads a DeltaDiscoveryResponse. Unknown fields are skipped. Bodies are not copied.
 func decodeResponse(b []byte) (*response, error) {
 	r := &response{}
-	err := eachField(b, func(field protowire.Number, value []byte) (err error) {
+	err := eachField(b, func(field int, value []byte) (err error) {
 		switch field {
 		case responseTypeURL:
 			r.typeURL, err = text(value)
@@ -239,7 +239,7 @@ func (r *response) decodeResource(b []byte) error {
 	var resource Resource
 	var bodyType []byte
 	present := false
-	err := eachField(b, func(field protowire.Number, value []byte) (err error) {
+	err := eachField(b, func(field int, value []byte) (err error) {
 		switch field {
 		case resourceVersion:
 			resource.Version, err = text(value)
@@ -247,7 +247,7 @@ func (r *response) decodeResource(b []byte) error {
 			resource.Name, err = text(value)
 		case resourceBody:
 			present = true
-			err = eachField(value, func(field protowire.Number, value []byte) error {
+			err = eachField(value, func(field int, value []byte) error {
 				switch field {
 				case anyTypeURL:
 					bodyType = value
@@ -294,7 +294,7 @@ func (r *response) check() error {
 
 // eachField calls f with each length-delimited field of a message, in order. Fields of other wire types are
 // skipped: the messages that a client receives have none that it needs.
-func eachField(b []byte, f func(field protowire.Number, value []byte) error) error {
+func eachField(b []byte, f func(field int, value []byte) error) error {
 	for len(b) > 0 {
 		field, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -314,7 +314,7 @@ func eachField(b []byte, f func(field protowire.Number, value []byte) error) err
 			return protowire.ParseError(n)
 		}
 		b = b[n:]
-		if err := f(field, value); err != nil {
+		if err := f(int(field), value); err != nil {
 			return err
 		}
 	}

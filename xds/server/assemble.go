@@ -55,15 +55,15 @@ func (st *stream) assemble() []*answer {
 // With greet it has to be told even if that is nothing.
 func (st *stream) examine(source Source, sub *subscription, m *marks) (adds []Resource, removed []string, greet bool) {
 	due := sub.due
-	sub.due = map[string]bool{}
+	sub.due = agenda{}
 	if m != nil {
 		for name := range m.names {
-			due[name] = due[name]
+			due.add(name)
 		}
 		if m.flood {
 			sub.all = sub.wildcard
 			for name := range sub.named {
-				due[name] = due[name]
+				due.add(name)
 			}
 		}
 	}
@@ -87,7 +87,7 @@ func (st *stream) examine(source Source, sub *subscription, m *marks) (adds []Re
 
 // cover brings what the wildcard covers up to date: new names become due, and names that are gone, and not
 // subscribed to by themselves, are returned.
-func (st *stream) cover(source Source, sub *subscription, due map[string]bool) (removed []string) {
+func (st *stream) cover(source Source, sub *subscription, due agenda) (removed []string) {
 	names := source.Names(st.scope, sub.typeURL)
 	added, gone := sub.topic.delta.between(sub.covered, names)
 	if sub.all {
@@ -95,11 +95,11 @@ func (st *stream) cover(source Source, sub *subscription, due map[string]bool) (
 	}
 	sub.covered = names
 	for _, name := range added {
-		due[name] = due[name]
+		due.add(name)
 	}
 	for _, name := range gone {
 		if _, named := sub.named[name]; named {
-			due[name] = due[name]
+			due.add(name)
 		} else {
 			removed = append(removed, name)
 		}

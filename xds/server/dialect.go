@@ -1,8 +1,6 @@
 package server
 
 import (
-	"context"
-
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -37,7 +35,6 @@ type answer struct {
 type dialect interface {
 	recv() (*request, error)
 	send(*answer) error
-	Context() context.Context
 }
 
 // deltaDialect is an incremental stream.
@@ -115,10 +112,10 @@ func (d sotwDialect) send(a *answer) error {
 
 // DeltaAggregatedResources implements the incremental method of the service.
 func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	return s.serve(deltaDialect{stream}, false)
+	return s.serve(stream.Context(), deltaDialect{stream}, false)
 }
 
 // StreamAggregatedResources implements the state-of-the-world method of the service.
 func (s *Server) StreamAggregatedResources(stream discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
-	return s.serve(sotwDialect{stream}, true)
+	return s.serve(stream.Context(), sotwDialect{stream}, true)
 }

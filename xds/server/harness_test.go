@@ -173,6 +173,7 @@ func (p *pipe[Request, Response]) SendHeader(metadata.MD) error { return nil }
 func (p *pipe[Request, Response]) Recv() (*Request, error)      { return take(p.ctx, p.in) }
 func (p *pipe[Request, Response]) Send(r *Response) error       { return give(p.ctx, p.out, r) }
 func (p *pipe[Request, Response]) say(r *Request)               { p.t.Helper(); p.must(give(p.ctx, p.in, r)) }
+
 func (p *pipe[Request, Response]) must(err error) {
 	p.t.Helper()
 	if err != nil {
@@ -389,6 +390,7 @@ func (d *dialer) OpenStream(ctx context.Context, _ string) (client.Stream, error
 		return nil, errors.New("nobody answers")
 	}
 	server := d.server
+	//nolint:contextcheck // A stream carries its context.
 	p := newPipe(d.t, func(p *pipe[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]) error {
 		return server.DeltaAggregatedResources(p)
 	})

@@ -15,6 +15,7 @@ type index struct {
 	generation uint64 // counts pushes
 	topics     map[topicKey]*topic
 	streams    map[*stream]struct{}
+	drained    bool
 }
 
 // topicKey names all resources of a type that the clients of a scope share.
@@ -77,6 +78,36 @@ func (x *index) take(st *stream) (Source, uint64, map[string]*marks) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.source, x.generation, st.takeMarks()
+}
+
+// join lists a stream, or reports false if the server drains.
+func (x *index) join(st *stream) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.drained {
+		x.streams[st] = struct{}{}
+	}
+	return !x.drained
+}
+
+// part takes a stream off the list.
+func (x *index) part(st *stream) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.streams, st)
+}
+
+// drain tells all streams to end.
+func (x *index) drain() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.drained {
+		return
+	}
+	x.drained = true
+	for st := range x.streams {
+		close(st.quit)
+	}
 }
 
 // follow subscribes a stream to names of a type, to the wildcard, or both. It returns the topic, and the names as
@@ -177,4 +208,12 @@ func compareNames(from, to []string) (added, gone []string) {
 func contains(sorted []string, name string) bool {
 	_, found := slices.BinarySearch(sorted, name)
 	return found
+}
+
+// subscribed reports whether any stream subscribes to a key, by name or by wildcard.
+func (x *index) subscribed(k Key) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	t := x.topics[topicKey{k.Scope, k.Type}]
+	return t != nil && (len(t.wildcards) > 0 || t.named[k.Name] != nil)
 }

@@ -247,6 +247,7 @@ func (s *Server) Drain() {
 		close(s.draining)
 	}
 	s.mu.Unlock()
+	s.index.drain()
 	s.work.Wait()
 }
 
@@ -277,3 +278,7 @@ func (s *Server) exit() {
 func (s *Server) version(generation uint64) string {
 	return s.began + "/" + strconv.FormatUint(generation, 10)
 }
+
+// Subscribed reports whether any open stream subscribes to a key, by name or by wildcard, so that a source can let
+// go of what nobody wants.
+func (s *Server) Subscribed(k Key) bool { return s.index.subscribed(k) }

@@ -62,13 +62,14 @@ func (s *Server) Clients() []ClientStatus {
 	return clients
 }
 
-// join lists a stream.
-func (s *Server) join(st *stream) {
-	s.index.mu.Lock()
-	s.index.streams[st] = struct{}{}
-	s.index.mu.Unlock()
+// join lists a stream, or reports false if the server drains.
+func (s *Server) join(st *stream) bool {
+	if !s.index.join(st) {
+		return false
+	}
 	s.logger.Info("discovery stream opened", "node", st.client.Node.ID, "peer", st.client.Peer,
 		"identity", st.client.Identity, "scope", st.scope)
+	return true
 }
 
 // part takes a stream that ended from the index to the list of the departed.
@@ -81,9 +82,7 @@ func (s *Server) part(st *stream, cause error) {
 		}
 		s.index.leave(st, sub.typeURL, names, sub.wildcard)
 	}
-	s.index.mu.Lock()
-	delete(s.index.streams, st)
-	s.index.mu.Unlock()
+	s.index.part(st)
 	last.Until = time.Now()
 	last.Client.Node.Metadata = nil
 	if cause != nil {

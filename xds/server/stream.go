@@ -31,6 +31,7 @@ type stream struct {
 	awaiting bool   // a request asks for an answer
 
 	wake chan struct{} // holds one token while there are new marks
+	quit chan struct{} // closed by Drain; not shared, since every stream waits on it all the time
 
 	mu       sync.Mutex
 	marked   map[string]*marks
@@ -80,13 +81,12 @@ func (st *stream) takeMarks() map[string]*marks {
 }
 
 // serve serves one stream to its end.
-func (s *Server) serve(d dialect, sotw bool) error {
+func (s *Server) serve(ctx context.Context, d dialect, sotw bool) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
 	defer s.exit()
 
-	ctx := d.Context()
 	requests, broken, ended := make(chan *request), make(chan error, 1), make(chan struct{})
 	defer close(ended)
 	s.work.Go(func() { broken <- receive(d, requests, ended) })
@@ -120,7 +120,9 @@ func (s *Server) serve(d dialect, sotw bool) error {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
 	st := newStream(s, d, sotw, client, scope)
-	s.join(st)
+	if !s.join(st) {
+		return nil
+	}
 	err = st.run(ctx, first, requests, broken)
 	s.part(st, err)
 	return err
@@ -136,6 +138,7 @@ func newStream(s *Server, d dialect, sotw bool, client *Client, scope string) *s
 		began:    time.Now(),
 		types:    map[string]*subscription{},
 		wake:     make(chan struct{}, 1),
+		quit:     make(chan struct{}),
 		marked:   map[string]*marks{},
 		progress: map[string]*progress{},
 	}
@@ -209,7 +212,7 @@ func (st *stream) run(ctx context.Context, first *request, requests <-chan *requ
 			return endOf(err)
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
-		case <-st.server.draining:
+		case <-st.quit:
 			return nil
 		}
 	}

@@ -22,12 +22,22 @@ type subscription struct {
 	covered  []string // what the wildcard covers, as the client has been told; sorted
 
 	// What the next assembly has to look at besides the marks.
-	due     map[string]bool   // names; true if they must be answered even if the client is known to have them
+	due     agenda
 	all     bool              // everything that the wildcard covers
 	greet   bool              // the wildcard must be answered even if it covers nothing
 	initial map[string]string // versions that the client said to hold of what the wildcard covers
 
 	sent map[string]Resource // the last state-of-the-world response, of a type that is sent whole
+}
+
+// agenda lists names to look at. A name is true if it must be answered even if the client is known to be up to date.
+type agenda map[string]bool
+
+// add lists a name, and leaves it as it is if it is listed.
+func (a agenda) add(name string) {
+	if !a[name] {
+		a[name] = false
+	}
 }
 
 // told is what the client knows about a name.
@@ -48,7 +58,7 @@ func (st *stream) take(r *request) error {
 		if len(st.types) >= typesMax {
 			return status.Errorf(codes.ResourceExhausted, "the limit of %d resource types is reached", typesMax)
 		}
-		sub = &subscription{typeURL: r.typeURL, named: map[string]told{}, due: map[string]bool{}}
+		sub = &subscription{typeURL: r.typeURL, named: map[string]told{}, due: agenda{}}
 		st.types[r.typeURL] = sub
 	}
 	if stale := st.acknowledge(r); stale {

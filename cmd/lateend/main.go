@@ -1,0 +1,39 @@
+// Command lateend is the control plane of a Lateen mesh.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/lateen-mesh/lateen/control"
+)
+
+func main() {
+	var cfg control.Config
+	flag.StringVar(&cfg.Dir, "dir", "", "folder of configuration `YAML`")
+	flag.StringVar(&cfg.State, "state", "", "`folder` for the authority's key and what must survive a restart")
+	flag.StringVar(&cfg.Listen, "listen", "127.0.0.1:15012", "`address` for proxies")
+	flag.StringVar(&cfg.API, "api", "", "Unix `socket` for the command line")
+	flag.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust `domain` of the mesh's identities")
+	flag.Parse()
+	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := run(cfg); err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(1)
+	}
+}
+
+func run(cfg control.Config) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	c, err := control.New(cfg)
+	if err != nil {
+		return err
+	}
+	return c.Run(ctx)
+}

@@ -1,0 +1,228 @@
+// Package control assembles lateend, the control plane: configuration from a
+// folder, the picture of the mesh, the compiler, xDS, the certificate authority
+// and the API that the command line talks to.
+//
+// It is wiring: what is decided is decided elsewhere. In: Config. Out: a running
+// control plane until its context ends.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	securityapi "istio.io/api/security/v1alpha1"
+
+	"github.com/lateen-mesh/lateen/api"
+	"github.com/lateen-mesh/lateen/compile"
+	"github.com/lateen-mesh/lateen/identity/ca"
+	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/source"
+	"github.com/lateen-mesh/lateen/source/dir"
+	"github.com/lateen-mesh/lateen/xds/native"
+	"github.com/lateen-mesh/lateen/xds/server"
+)
+
+// ServerName is the DNS name in the control plane's own certificate.
+const ServerName = "lateend"
+
+// Config is what a control plane needs.
+type Config struct {
+	// Dir is the folder of configuration.
+	Dir string
+	// State is where the authority's key, allocated addresses and known workloads are kept; mode 0700.
+	State string
+	// Listen is the address for proxies: xDS and certificates over TLS.
+	Listen string
+	// API is the path of the Unix socket for the command line.
+	API         string
+	TrustDomain string // empty: cluster.local
+	Logger      *slog.Logger
+}
+
+// Control is one control plane.
+type Control struct {
+	cfg       Config
+	log       *slog.Logger
+	authority *ca.Authority
+	tokens    *ca.Tokens
+	cache     *compile.Cache
+	xds       *server.Server
+	store     *dir.Store
+	registry  *registry
+	source    *planSource
+	started   time.Time
+	addr      string // what proxies connect to
+
+	mu       sync.Mutex // the picture: one change at a time
+	builder  *mesh.Builder
+	findings []source.Finding
+}
+
+// New reads the configuration and prepares everything; nothing is served yet.
+func New(cfg Config) (*Control, error) {
+	if cfg.Dir == "" || cfg.State == "" || cfg.Listen == "" || cfg.API == "" {
+		return nil, errors.New("configure control plane: the folders of configuration and state, the address to listen on and the API socket must be named")
+	}
+	if cfg.TrustDomain == "" {
+		cfg.TrustDomain = "cluster.local"
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
+		return nil, fmt.Errorf("make the state folder: %w", err)
+	}
+	authority, err := ca.New(ca.Config{TrustDomain: cfg.TrustDomain, Dir: filepath.Join(cfg.State, "ca")})
+	if err != nil {
+		return nil, fmt.Errorf("start the certificate authority: %w", err)
+	}
+	c := &Control{
+		cfg: cfg, log: cfg.Logger, authority: authority, tokens: ca.NewTokens(authority), cache: compile.NewCache(),
+		builder: mesh.NewBuilder(), started: time.Now(),
+	}
+	c.source = newPlanSource(c)
+	c.xds = server.New(server.Config{
+		Identify: c.identify, Logger: cfg.Logger, Order: native.TypeURLs(),
+	})
+	if c.registry, err = newRegistry(filepath.Join(cfg.State, "workloads.json"), c.change, cfg.Logger); err != nil {
+		return nil, err
+	}
+	c.store, err = dir.Open(dir.Config{
+		Dir: cfg.Dir, StateFile: filepath.Join(cfg.State, "config.json"), Logger: cfg.Logger,
+		Apply: func(changes []mesh.Change, findings []source.Finding) {
+			c.setFindings(findings)
+			c.change(changes)
+		},
+		Report: c.report,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	c.change(nil) // the first push, also of an empty mesh
+	return c, nil
+}
+
+// identify proves the caller of an xDS stream by its certificate.
+func (c *Control) identify(ctx context.Context) (string, error) {
+	id, _, err := ca.Authenticators{ca.MeshCertificate{Authority: c.authority}}.Authenticate(ctx, nil)
+	if err != nil {
+		return "", err
+	}
+	return id.String(), nil
+}
+
+// change brings changes of the mesh into the picture and pushes what they change.
+func (c *Control) change(changes []mesh.Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	began := time.Now()
+	snap, touched := c.builder.Apply(changes)
+	keys := c.cache.Set(snap, touched)
+	pushed := c.source.changed(keys)
+	c.xds.Push(c.source, pushed)
+	if len(changes) > 0 {
+		c.log.Info("mesh changed", "snapshot", snap.Version, "objects", snap.Len(), "changes", len(changes), "resources", len(keys),
+			"took", time.Since(began).Round(time.Microsecond))
+	}
+}
+
+func (c *Control) setFindings(list []source.Finding) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.findings = list
+	for _, f := range list {
+		c.log.Warn("configuration", "finding", f.String())
+	}
+}
+
+func (c *Control) report(faults []api.Fault) {
+	for _, f := range faults {
+		c.log.Error("configuration refused; the last good one stays in force", "fault", f.String())
+	}
+}
+
+// Run serves until ctx ends and returns when all that it started has ended.
+func (c *Control) Run(ctx context.Context) error {
+	host, _, err := net.SplitHostPort(c.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen on %q: %w", c.cfg.Listen, err)
+	}
+	var ips []netip.Addr
+	if a, err := netip.ParseAddr(host); err == nil && !a.IsUnspecified() {
+		ips = append(ips, a)
+	}
+	cert, err := c.authority.ServerCertificate([]string{ServerName, "localhost"}, ips)
+	if err != nil {
+		return fmt.Errorf("make the control plane's certificate: %w", err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for proxies: %w; is another control plane running? name another address with --listen", err)
+	}
+	c.addr = l.Addr().String()
+	g := grpc.NewServer(append(c.xds.Options(), grpc.Creds(credentials.NewTLS(cert.TLS())))...)
+	c.xds.Register(g)
+	securityapi.RegisterIstioCertificateServiceServer(g, ca.NewService(ca.ServiceConfig{
+		Authority: c.authority, Logger: c.log,
+		// A token counts before a certificate: who brings one is joining anew.
+		Authenticators: ca.Authenticators{c.tokens, ca.MeshCertificate{Authority: c.authority}},
+	}))
+	var group sync.WaitGroup
+	live, stop := context.WithCancel(ctx)
+	defer group.Wait()
+	defer stop()
+	errs := make(chan error, 8)
+	run := func(what string, f func(context.Context) error) {
+		group.Go(func() {
+			if err := f(live); err != nil && live.Err() == nil {
+				errs <- fmt.Errorf("%s: %w", what, err)
+			}
+		})
+	}
+	run("configuration", c.store.Run)
+	run("workloads", func(ctx context.Context) error { return c.registry.run(ctx, c.connected) })
+	run("housekeeping", c.sweep)
+	run("API", c.serveAPI)
+	group.Go(func() {
+		if err := g.Serve(l); err != nil && live.Err() == nil {
+			errs <- fmt.Errorf("xDS: %w", err)
+		}
+	})
+	group.Go(func() {
+		<-live.Done()
+		g.Stop()
+	})
+	c.log.Info("control plane ready", "listen", c.addr, "api", c.cfg.API, "config", c.cfg.Dir)
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-errs:
+		return err
+	}
+}
+
+// sweepEvery is how often answers that nobody wants any more are let go.
+const sweepEvery = time.Minute
+
+func (c *Control) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			c.source.forget(c.xds)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

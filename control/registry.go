@@ -1,0 +1,228 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/lateen-mesh/lateen/identity"
+	"github.com/lateen-mesh/lateen/mesh"
+)
+
+// The times of a workload's leaving.
+const (
+	// goneAfter is how long a workload without connection stays in the mesh (Istio's grace for auto-registered entries).
+	goneAfter = 10 * time.Second
+	// returnWithin is how long the workloads of an earlier run have to come back after a restart.
+	returnWithin = 60 * time.Second
+	pollEvery    = time.Second
+)
+
+// workloadsMax bounds the registered workloads.
+const workloadsMax = 100_000
+
+// registry knows the workloads that registered themselves by connecting. It
+// survives a restart in a file, so that the mesh is whole before the proxies
+// have come back.
+type registry struct {
+	path  string
+	apply func([]mesh.Change)
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	members map[mesh.Ref]*member
+	dirty   bool
+}
+
+type member struct {
+	Workload *mesh.Workload
+	deadline time.Time // when it is removed, unless it is connected; zero while it is
+}
+
+func newRegistry(path string, apply func([]mesh.Change), log *slog.Logger) (*registry, error) {
+	r := &registry{path: path, apply: apply, log: log, members: map[mesh.Ref]*member{}}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the known workloads: %w", err)
+	}
+	var list []*mesh.Workload
+	if err := json.Unmarshal(text, &list); err != nil {
+		log.Warn("the known workloads are not readable; they come back when their proxies do", "file", path, "cause", err)
+		return r, nil
+	}
+	var changes []mesh.Change
+	for _, w := range list {
+		r.members[w.Ref()] = &member{Workload: w, deadline: time.Now().Add(returnWithin)}
+		changes = append(changes, mesh.Change{Ref: w.Ref(), Object: w})
+	}
+	apply(changes)
+	return r, nil
+}
+
+// join brings a workload into the mesh, or back.
+func (r *registry) join(w *mesh.Workload) {
+	r.mu.Lock()
+	m := r.members[w.Ref()]
+	if m != nil && reflect.DeepEqual(m.Workload, w) {
+		m.deadline = time.Now().Add(goneAfter) // until the next look at the connections
+		r.mu.Unlock()
+		return
+	}
+	if m == nil && len(r.members) >= workloadsMax {
+		r.mu.Unlock()
+		r.log.Error("workload not registered: there are too many", "workload", w.Ref(), "max", workloadsMax)
+		return
+	}
+	r.members[w.Ref()] = &member{Workload: w, deadline: time.Now().Add(goneAfter)}
+	r.dirty = true
+	r.mu.Unlock()
+	r.apply([]mesh.Change{{Ref: w.Ref(), Object: w}})
+	r.log.Info("workload joined", "workload", w.Ref(), "addresses", w.Addresses)
+}
+
+// setHealth notes whether a workload may get traffic; false if it is not known.
+func (r *registry) setHealth(ref mesh.Ref, h mesh.Health) bool {
+	r.mu.Lock()
+	m := r.members[ref]
+	if m == nil {
+		r.mu.Unlock()
+		return false
+	}
+	if m.Workload.Health == h {
+		r.mu.Unlock()
+		return true
+	}
+	w := *m.Workload
+	w.Health = h
+	m.Workload = &w
+	r.dirty = true
+	r.mu.Unlock()
+	r.apply([]mesh.Change{{Ref: ref, Object: &w}})
+	return true
+}
+
+// leave takes a workload out of the mesh.
+func (r *registry) leave(ref mesh.Ref) bool {
+	r.mu.Lock()
+	_, known := r.members[ref]
+	delete(r.members, ref)
+	r.dirty = r.dirty || known
+	r.mu.Unlock()
+	if known {
+		r.apply([]mesh.Change{{Ref: ref}})
+		r.log.Info("workload left", "workload", ref)
+	}
+	return known
+}
+
+// list returns the workloads, sorted by name.
+func (r *registry) list() []*mesh.Workload {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]*mesh.Workload, 0, len(r.members))
+	for _, m := range r.members {
+		out = append(out, m.Workload)
+	}
+	slices.SortFunc(out, func(a, b *mesh.Workload) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+// run removes those who have gone and writes the rest down, until ctx ends. connected tells who has a connection.
+func (r *registry) run(ctx context.Context, connected func() map[mesh.Ref]bool) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			r.save()
+			return nil
+		}
+		for _, ref := range r.gone(connected(), time.Now()) {
+			r.leave(ref)
+		}
+		r.save()
+	}
+}
+
+func (r *registry) gone(connected map[mesh.Ref]bool, now time.Time) []mesh.Ref {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []mesh.Ref
+	for ref, m := range r.members {
+		switch {
+		case connected[ref]:
+			m.deadline = time.Time{}
+		case m.deadline.IsZero():
+			m.deadline = now.Add(goneAfter)
+		case now.After(m.deadline):
+			out = append(out, ref)
+		}
+	}
+	return out
+}
+
+func (r *registry) save() {
+	r.mu.Lock()
+	dirty := r.dirty
+	r.dirty = false
+	r.mu.Unlock()
+	if !dirty {
+		return
+	}
+	text, err := json.Marshal(r.list())
+	if err == nil {
+		if err = os.WriteFile(r.path+".new", text, 0o600); err == nil {
+			err = os.Rename(r.path+".new", r.path)
+		}
+	}
+	if err != nil {
+		r.log.Warn("the known workloads are not written down", "cause", err)
+	}
+}
+
+// workloadOf is the workload that a sidecar stands before, from its node metadata; nil without an address.
+func workloadOf(m map[string]any, n *node, id identity.ID) *mesh.Workload {
+	w := &mesh.Workload{
+		Origin:    mesh.Origin{Kind: "WorkloadEntry", Namespace: id.Namespace, Name: n.name},
+		Namespace: id.Namespace, ID: n.name, Labels: n.asker.Labels, ServiceAccount: id.ServiceAccount, MTLS: true,
+		Locality: n.asker.Locality, Ports: map[string]uint16{},
+	}
+	ips, _ := m["INSTANCE_IPS"].([]any)
+	for _, v := range ips {
+		s, _ := v.(string)
+		if a, err := netip.ParseAddr(s); err == nil {
+			w.Addresses = append(w.Addresses, a)
+		}
+	}
+	if len(w.Addresses) == 0 || n.name == "" {
+		return nil
+	}
+	ports, _ := m["PORTS"].(map[string]any)
+	for name, v := range ports {
+		s, _ := v.(string)
+		if p, err := strconv.ParseUint(s, 10, 16); err == nil && p > 0 {
+			w.Ports[name] = uint16(p)
+		}
+	}
+	w.WorkloadName, _ = m["WORKLOAD_NAME"].(string)
+	w.CanonicalName = cmp.Or(w.Labels["service.istio.io/canonical-name"], w.Labels["app.kubernetes.io/name"], w.Labels["app"], w.WorkloadName)
+	w.CanonicalRevision = cmp.Or(w.Labels["service.istio.io/canonical-revision"], w.Labels["app.kubernetes.io/version"], w.Labels["version"], "latest")
+	return w
+}
