@@ -158,9 +158,6 @@ func (f Fault) String() string {
 	return strings.Join(parts, ": ")
 }
 
-// Error makes a Fault an error.
-func (f Fault) Error() string { return f.String() }
-
 // Result is what Decode found in a file.
 type Result struct {
 	// Objects in the order of the file; those with faults are left out.

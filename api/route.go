@@ -405,6 +405,11 @@ func (c *check) mirrors(p string, h *networking.HTTPRoute) {
 	if h.Mirror != nil {
 		c.destination(in(p, "mirror"), h.Mirror)
 	}
+	for _, name := range []string{"mirrorPercentage", "mirrorPercent", "mirror_percent"} {
+		if h.Mirror == nil && c.has(in(p, name)) {
+			c.warn(in(p, name), "has no effect without mirror; in mirrors, each item has a percentage of its own")
+		}
+	}
 	c.percent(in(p, "mirrorPercentage", "value"), h.MirrorPercentage.GetValue())
 	c.percent(in(p, "mirrorPercent"), float64(h.MirrorPercent.GetValue()))
 	for i, m := range h.Mirrors {
