@@ -143,8 +143,9 @@ func (w *worker) acceptInbound(c *loop.Conn) {
 	if err != nil {
 		dst = c.LocalAddr()
 	}
-	if dst.Port() == PortInbound {
-		c.Abort() // not captured: it would come back to us for ever
+	switch dst.Port() {
+	case PortInbound, PortOutbound, PortAdmin, PortDNS:
+		c.Abort() // the proxy's own, which nobody reaches from outside; it would come back to us for ever
 		return
 	}
 	s := w.newSession(c, dst)

@@ -52,6 +52,15 @@ func (w *worker) serve(s *session, g guess) {
 	}
 }
 
+// refresh brings the connection up to the plan in force; see session.refresh.
+func (d *downstream) refresh() bool {
+	ok := d.s.refresh()
+	if h := d.s.chain.Plan.HTTP; h != nil {
+		d.http = h
+	}
+	return ok
+}
+
 // exchangeOver is told when an exchange has ended.
 func (d *downstream) exchangeOver() {
 	d.active--

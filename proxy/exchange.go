@@ -121,6 +121,7 @@ func (x *exchange) release() {
 
 // OnHead takes the request's head.
 func (x *exchange) OnHead(h *stream.Head, end bool) {
+	allowed := x.d.refresh()
 	x.req.CopyFrom(h)
 	x.ended = end
 	x.rec.begin(x)
@@ -128,6 +129,11 @@ func (x *exchange) OnHead(h *stream.Head, end bool) {
 	x.grpc = bytes.HasPrefix(ct, []byte("application/grpc"))
 	if !end {
 		x.down.Pause()
+	}
+	if !allowed {
+		x.answer(telemetry.MTLSRequired, 403, "the connection is not permitted any more; open a new one")
+		x.d.drain()
+		return
 	}
 	if !x.readTarget() {
 		x.answer(telemetry.DownstreamProtocolError, 400, "the path cannot be normalised")

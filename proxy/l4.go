@@ -344,6 +344,13 @@ func (r *relay) idleTimeout() time.Duration {
 	return relayIdle
 }
 
+// deny ends a relay that a change of the plan forbids.
+func (r *relay) deny(why telemetry.Reason) {
+	r.finish(why, errors.New("a change of policy forbids the connection"))
+	r.down.Abort()
+	r.up.Abort()
+}
+
 // cluster is the one that the bytes go to; nil if it is not known.
 func (r *relay) cluster() *balance.Cluster {
 	if r.choice == nil {
@@ -361,8 +368,17 @@ func (r *relay) flush() {
 	r.told = [2]int64{r.sent, r.received}
 }
 
-// sweep closes the relay if nothing has travelled for too long.
+// sweep closes the relay if nothing has travelled for too long, or if it is not permitted any more.
 func (r *relay) sweep(now time.Time) {
+	if serial := r.s.serial; !r.s.refresh() {
+		r.deny(telemetry.MTLSRequired)
+		return
+	} else if serial != r.s.serial {
+		if v := r.s.judge(); !v.Allowed {
+			r.deny(v.Reason)
+			return
+		}
+	}
 	if now.Sub(r.active) < r.idleTimeout() {
 		if !r.s.listener.Plan.Telemetry.NoMetrics {
 			r.flush()

@@ -23,22 +23,25 @@ const nameWait = 3 * time.Second
 
 // openDNS opens the sidecar's name server.
 func (p *Proxy) openDNS(run func(string, func(context.Context) error)) error {
-	addr := netip.AddrPortFrom(netip.IPv6Unspecified(), PortDNS)
-	udp, err := net.ListenPacket("udp", addr.String())
-	if err != nil {
-		return listenError(addr, err)
-	}
-	tcp, err := net.Listen("tcp", addr.String())
-	if err != nil {
-		_ = udp.Close()
-		return listenError(addr, err)
-	}
 	upstreams := p.cfg.Resolvers
 	if len(upstreams) == 0 {
 		upstreams = resolvConf("/etc/resolv.conf")
 	}
 	s := dns.New(dns.Config{Lookup: p.lookup, Upstreams: upstreams, Dial: p.dialer().DialContext, Zone: "cluster.local", Logger: p.cfg.Logger})
-	run("DNS", func(ctx context.Context) error { return s.Run(ctx, udp, tcp) })
+	// Loopback addresses, not wildcards: an answer must leave from the address that the question was sent to.
+	for _, ip := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+		addr := netip.AddrPortFrom(ip, PortDNS)
+		udp, err := net.ListenPacket("udp", addr.String())
+		if err != nil {
+			return listenError(addr, err)
+		}
+		tcp, err := net.Listen("tcp", addr.String())
+		if err != nil {
+			_ = udp.Close()
+			return listenError(addr, err)
+		}
+		run("DNS", func(ctx context.Context) error { return s.Run(ctx, udp, tcp) })
+	}
 	return nil
 }
 

@@ -45,8 +45,10 @@ type session struct {
 	c        *loop.Conn
 	dst      netip.AddrPort // where the client wanted to go
 	src      netip.AddrPort
+	name     string // the listener's, as it is asked for
 	listener *table.Listener
 	chain    *table.Chain
+	serial   uint64 // of the plan that listener and chain are from
 	started  time.Time
 
 	// What the peer proved by TLS.
@@ -89,6 +91,7 @@ func (w *worker) newSession(c *loop.Conn, dst netip.AddrPort) *session {
 
 // findListener obeys the listener of that name, now or when it has arrived.
 func (s *session) findListener(name string) {
+	s.name, s.serial = name, s.w.p.table.Serial()
 	l, state := s.w.p.table.Listener(name)
 	switch state {
 	case table.Ready:
@@ -140,6 +143,26 @@ func (s *session) choose(sni []byte) bool {
 		s.refuse(telemetry.NoRoute, fmt.Errorf("no chain of listener %q fits %s (server name %q)", s.listener.Plan.Name, s.dst, sni))
 		return false
 	}
+	return true
+}
+
+// refresh brings a connection that is in use up to the plan in force. It reports false if the plan does not
+// permit the connection any more.
+func (s *session) refresh() bool {
+	serial := s.w.p.table.Serial()
+	if serial == s.serial {
+		return true
+	}
+	s.serial = serial
+	l, state := s.w.p.table.Listener(s.name)
+	if state != table.Ready || l == s.listener {
+		return true
+	}
+	c := l.Match(&table.ConnMatch{Port: s.dst.Port(), Dest: s.dst.Addr(), Source: s.src.Addr(), SNI: []byte(s.sni)})
+	if c == nil || c.Plan.TLS.Mode == plan.TLSStrict && !s.meshed {
+		return false
+	}
+	s.listener, s.chain = l, c
 	return true
 }
 

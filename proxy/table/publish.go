@@ -8,7 +8,7 @@ import (
 // publish makes a new view of everything in force. The caller holds mu.
 func (t *Table) publish() {
 	t.dirty = false
-	t.serial++
+	serial := t.serial.Load() + 1
 	v := &view{
 		listeners: map[string]*rooted[*Listener]{}, routes: map[string]*rooted[*Route]{}, names: map[string]*rooted[*plan.Name]{},
 		clusters: builtinOf(t.view.Load()), secrets: map[string]*plan.Secret{},
@@ -48,6 +48,7 @@ func (t *Table) publish() {
 		}
 	}
 	t.view.Store(v)
+	t.serial.Store(serial)
 }
 
 func builtinOf(v *view) map[string]*balance.Cluster {
@@ -68,7 +69,7 @@ func (t *Table) cluster(e *entry) *balance.Cluster {
 	c, _ := e.value.(*balance.Cluster)
 	if e.compiled != e.inForce {
 		c = balance.New(p, c)
-		e.value, e.compiled, e.built = c, e.inForce, t.serial
+		e.value, e.compiled, e.built = c, e.inForce, t.serial.Load()+1
 	}
 	d := t.entries[ref{plan.KindEndpoints, e.name}]
 	if d == nil || d.compiled == d.inForce && d.built >= e.built && d.built != 0 {
@@ -79,7 +80,7 @@ func (t *Table) cluster(e *entry) *balance.Cluster {
 		list = eps.Endpoints
 	}
 	c.SetEndpoints(list)
-	d.compiled, d.built = d.inForce, t.serial
+	d.compiled, d.built = d.inForce, t.serial.Load()+1
 	return c
 }
 
@@ -106,7 +107,7 @@ func (t *Table) route(e *entry, v *view) *Route {
 		return nil
 	}
 	if t.stale(e) {
-		e.value, e.compiled, e.built = newRoute(p, v), e.inForce, t.serial
+		e.value, e.compiled, e.built = newRoute(p, v), e.inForce, t.serial.Load()+1
 	}
 	return e.value.(*Route)
 }
@@ -118,7 +119,7 @@ func (t *Table) listener(e *entry, v *view) *Listener {
 		return nil
 	}
 	if t.stale(e) {
-		e.value, e.compiled, e.built = t.newListener(p, v), e.inForce, t.serial
+		e.value, e.compiled, e.built = t.newListener(p, v), e.inForce, t.serial.Load()+1
 	}
 	return e.value.(*Listener)
 }

@@ -96,7 +96,7 @@ type Table struct {
 	watch   func([]string)
 	wild    bool // all listeners of the scope are subscribed
 	dirty   bool
-	serial  uint64 // of publications
+	serial  atomic.Uint64 // of publications
 }
 
 // view is what loops read: immutable but for the entries' use marks.
@@ -167,6 +167,9 @@ func (t *Table) Name(name string) (*plan.Name, State) {
 	}
 	return nil, t.ask(ref{plan.KindName, name})
 }
+
+// Serial changes whenever something new comes into force.
+func (t *Table) Serial() uint64 { return t.serial.Load() }
 
 // Cluster returns a cluster that something in force refers to; nil if there is none.
 func (t *Table) Cluster(name string) *balance.Cluster { return t.view.Load().clusters[name] }
