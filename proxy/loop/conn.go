@@ -265,7 +265,7 @@ func (c *Conn) ready(events uint32) {
 		if events&^(unix.EPOLLIN|unix.EPOLLOUT) != 0 {
 			c.flags |= drain
 		}
-		if c.state == lingering {
+		if c.state == closing || c.state == lingering {
 			c.loop.enqueue(c)
 		}
 		c.wantRead()
@@ -301,7 +301,7 @@ func (c *Conn) receive(p []byte) (n int, more bool, err error) {
 
 // serve lets c read once and its handler have what is there.
 func (c *Conn) serve() {
-	if c.state == lingering {
+	if c.state == closing || c.state == lingering {
 		c.discard()
 		return
 	}
@@ -425,6 +425,9 @@ func (c *Conn) fail(err error, how state) {
 		c.closeTransport()
 	}
 	c.loop.touch(c)
+	if how == closing {
+		c.loop.enqueue(c)
+	}
 }
 
 // settle sends the output and does what was asked for since the last batch.
@@ -491,20 +494,29 @@ func (c *Conn) linger() {
 		}
 	}
 	c.state = lingering
-	c.flags |= readable | drain
 	c.limit()
 	c.forget()
 	c.loop.enqueue(c)
 }
 
-// discard reads for nobody.
+// discard reads for nobody, also while output is still being sent: the peer may not read before it has sent all.
 func (c *Conn) discard() {
+	if c.handshake != nil {
+		return // it has the socket to itself
+	}
+	c.flags |= drain // until there is nothing, because the event for it may have come already
 	_, more, err := c.receive(c.loop.plain[:c.loop.cfg.ReadBytes])
 	switch {
-	case err != nil:
-		c.release()
 	case more:
 		c.loop.enqueue(c)
+	case err == nil:
+	case c.state == lingering:
+		c.release()
+	case errors.Is(err, io.EOF):
+		c.end = err
+	default:
+		c.state = dying
+		c.loop.touch(c)
 	}
 }
 

@@ -483,8 +483,9 @@ func TestCloseSendsTheOutput(t *testing.T) {
 		return &probe{data: func(c *Conn, p []byte) int { c.Write(data); c.Close(); c.Write(data); return 0 }}
 	})
 	peer := dial(t, addr)
-	// What comes after Close must not make the kernel destroy what the peer has not read yet.
-	if _, err := peer.Write(make([]byte, 1<<20)); err != nil {
+	// What comes after Close must not make the kernel destroy what the peer has not read yet, and must go somewhere,
+	// because this peer reads only when it has sent all, which is more than the kernel holds.
+	if _, err := peer.Write(make([]byte, 32<<20)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := exchange(peer, make([]byte, 1<<20))
