@@ -338,10 +338,10 @@ func TestAnswerCarriesSubscriptions(t *testing.T) {
 func TestUnsubscribe(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, c *Client, f *far, n *near) {
 		c.Unsubscribe(typeA, "never")
-		subscribe(t, c, typeA, "x", "y", "z")
+		subscribe(t, c, typeA, "w", "x", "y", "z")
 		c.Unsubscribe(typeA, "z", "never") // not told yet: nobody hears of it
 		s := f.stream()
-		s.expect(&ask{TypeUrl: typeA, ResourceNamesSubscribe: []string{"x", "y"}})
+		s.expect(&ask{TypeUrl: typeA, ResourceNamesSubscribe: []string{"w", "x", "y"}})
 		s.reply(typeA, "1", []string{"x=1", "y=1"})
 		s.expect(&ask{TypeUrl: typeA, ResponseNonce: "1"})
 		c.Unsubscribe(typeA, "x")
@@ -364,6 +364,7 @@ func TestUnsubscribe(t *testing.T) {
 		s.expect(&ask{TypeUrl: typeA, ResponseNonce: "3", ResourceNamesSubscribe: []string{"y"}})
 
 		s.end(io.EOF)
+		c.Unsubscribe(typeA, "w") // the next server knows nothing of it
 		pass(time.Second)
 		f.stream().expect(&ask{TypeUrl: typeA, ResourceNamesSubscribe: []string{"y"}}) // without a version: it was forgotten
 		n.expect(t, "connected false")
@@ -380,6 +381,16 @@ func TestUnsubscribe(t *testing.T) {
 		s.reply(typeA, "1", []string{"y=1"}) // nobody asked for this
 		s.expect()
 		n.expect(t, "connected true")
+
+		// Nor is one that was given up before the server heard of it.
+		n.update = func(string, []Resource) error {
+			defer c.Unsubscribe(typeA, "z")
+			return c.Subscribe(typeA, "z")
+		}
+		s.reply(typeB, "2", []string{"b=1"})
+		s.reply(typeA, "3", []string{"z=1"})
+		s.expect(&ask{TypeUrl: typeB, ResponseNonce: "2"})
+		n.expect(t, "B +b=1")
 	})
 }
 
@@ -406,8 +417,17 @@ func TestWildcard(t *testing.T) {
 			&ask{TypeUrl: typeA, ResourceNamesSubscribe: []string{"*"}, InitialResourceVersions: map[string]string{"w": "1", "x": "1"}},
 			&ask{TypeUrl: typeB, ResourceNamesSubscribe: []string{"*"}},
 		)
-		c.Unsubscribe(typeA, Wildcard)
-		s.expect(&ask{TypeUrl: typeA, ResourceNamesUnsubscribe: []string{"*"}})
+		subscribe(t, c, typeA, "w") // which it holds by the wildcard, and tells so if the answer does not come
+		s.expect(&ask{TypeUrl: typeA, ResourceNamesSubscribe: []string{"w"}})
+		s.end(io.EOF)
+		pass(time.Second)
+		s = f.stream()
+		s.expect(
+			&ask{TypeUrl: typeA, ResourceNamesSubscribe: []string{"*", "w"}, InitialResourceVersions: map[string]string{"w": "1", "x": "1"}},
+			&ask{TypeUrl: typeB, ResourceNamesSubscribe: []string{"*"}},
+		)
+		c.Unsubscribe(typeA, Wildcard, "w")
+		s.expect(&ask{TypeUrl: typeA, ResourceNamesUnsubscribe: []string{"*", "w"}})
 		subscribe(t, c, typeA, "w")
 		s.expect(&ask{TypeUrl: typeA, ResourceNamesSubscribe: []string{"w"}})
 		s.reply(typeA, "1", []string{"w=1", "x=2"})

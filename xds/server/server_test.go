@@ -257,6 +257,10 @@ func TestMakeBeforeBreak(t *testing.T) {
 			w.change(change...)
 			s.expect("CDS new=1 old=1", "EDS new=1", "SDS new=1", "LDS new=1 old=1", "RDS new=1", "A new=1",
 				"LDS new=1", "CDS new=1")
+			w.change("CDS new=2", "RDS new=2")
+			s.expect("CDS new=2", "RDS new=2")
+			w.change("CDS new=", "RDS new=3")
+			s.expect("RDS new=3", "CDS")
 		})
 	})
 	t.Run("order of the config", func(t *testing.T) {
@@ -366,9 +370,13 @@ func TestSotwIgnoresStaleRequests(t *testing.T) {
 		w.change("RDS a=2")
 		synctest.Wait() // a response is under way, so what follows is stale
 		s.ask("RDS", "a", "b")
-		w.change("RDS b=2")
-		synctest.Wait()
-		s.expect("RDS a=2", "RDS b=2") // b by the acceptance of the first, which lists it
+		response := s.next()
+		if extra := s.next(); extra != nil {
+			t.Errorf("the stale request was answered: %v", extra)
+		}
+		s.nonces[typeRoute] = response.GetNonce()
+		s.ask("RDS", "a", "b")
+		s.expect("RDS b=1")
 	})
 }
 
@@ -606,7 +614,11 @@ func TestLimits(t *testing.T) {
 		{"shutting down", Config{}, func(w *world, d *delta) {
 			d.ask("A", "+a")
 			d.expect("A a=1")
+			began := time.Now()
 			w.Drain()
+			if took := time.Since(began); took > 0 {
+				w.t.Errorf("draining took %v", took)
+			}
 		}, codes.OK},
 	}
 	for _, test := range tests {
@@ -683,5 +695,29 @@ func TestClientsRemembersTheDeparted(t *testing.T) {
 		if got := len(w.Clients()); got != 1 { // in a bubble an hour is longer than AgeMax: the open one has ended too
 			t.Errorf("%d clients after an hour, want the one that ended since", got)
 		}
+	})
+}
+
+func TestSubscribed(t *testing.T) {
+	inBubble(t, Config{}, newPicture("A a=1", "B b=1"), func(t *testing.T, w *world) {
+		d := w.delta()
+		d.ask("A", "+a")
+		d.ask("B", "+*")
+		d.expect("A a=1", "B b=1")
+		check := func(want bool, keys ...Key) {
+			t.Helper()
+			for _, k := range keys {
+				if w.Subscribed(k) != want {
+					t.Errorf("%v: subscribed %v, want %v", k, !want, want)
+				}
+			}
+		}
+		named, covered := Key{"all", typeA, "a"}, Key{"all", typeB, "b"}
+		check(true, named, covered, Key{"all", typeB, ""})
+		check(false, Key{"all", typeA, "b"}, Key{"other", typeA, "a"}, Key{"all", typeC, "a"})
+		d.ask("A", "-a")
+		d.hang()
+		synctest.Wait()
+		check(false, named, covered)
 	})
 }
