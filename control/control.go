@@ -194,12 +194,13 @@ func (c *Control) Run(ctx context.Context) error {
 	run("housekeeping", c.sweep)
 	run("API", c.serveAPI)
 	group.Go(func() {
-		if err := g.Serve(l); err != nil && live.Err() == nil {
+		if err := g.Serve(c.xds.Listener(l)); err != nil && live.Err() == nil {
 			errs <- fmt.Errorf("xDS: %w", err)
 		}
 	})
 	group.Go(func() {
 		<-live.Done()
+		c.xds.Drain()
 		g.Stop()
 	})
 	c.log.Info("control plane ready", "listen", c.addr, "api", c.cfg.API, "config", c.cfg.Dir)

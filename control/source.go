@@ -89,14 +89,14 @@ func (s *planSource) changed(keys []compile.Key) []server.Key {
 
 // forget lets go of answers that no client subscribes to any more.
 func (s *planSource) forget(xds *server.Server) {
-	for _, k := range s.c.cache.Keys() {
-		if !xds.Subscribed(server.Key{Scope: k.Scope, Type: native.TypeURL(k.Kind), Name: k.Name}) {
-			s.c.cache.Forget(k)
-		}
-	}
+	xds.Release(s.changed(s.c.cache.Keys()), func(k server.Key) {
+		kind, _ := native.KindOf(k.Type)
+		s.c.cache.Forget(compile.Key{Scope: k.Scope, Kind: kind, Name: k.Name})
+	})
+	held := len(s.c.cache.Keys())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.encoded) > 4*len(s.c.cache.Keys())+1024 {
+	if len(s.encoded) > 4*held+1024 {
 		clear(s.encoded)
 	}
 }

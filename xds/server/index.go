@@ -210,10 +210,14 @@ func contains(sorted []string, name string) bool {
 	return found
 }
 
-// subscribed reports whether any stream subscribes to a key, by name or by wildcard.
-func (x *index) subscribed(k Key) bool {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	t := x.topics[topicKey{k.Scope, k.Type}]
-	return t != nil && (len(t.wildcards) > 0 || t.named[k.Name] != nil)
+// release calls forget for the keys that no stream subscribes to, under the lock.
+func (x *index) release(keys []Key, forget func(Key)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, k := range keys {
+		t := x.topics[topicKey{k.Scope, k.Type}]
+		if t == nil || len(t.wildcards) == 0 && t.named[k.Name] == nil {
+			forget(k)
+		}
+	}
 }

@@ -279,6 +279,7 @@ func (s *Server) version(generation uint64) string {
 	return s.began + "/" + strconv.FormatUint(generation, 10)
 }
 
-// Subscribed reports whether any open stream subscribes to a key, by name or by wildcard, so that a source can let
-// go of what nobody wants.
-func (s *Server) Subscribed(k Key) bool { return s.index.subscribed(k) }
+// Release calls forget for each of the keys that no open stream subscribes to, by name or by wildcard. No stream can
+// subscribe to a key between the look and the call, so a source may let go of its answer. forget must be quick and
+// must not call the server.
+func (s *Server) Release(keys []Key, forget func(Key)) { s.index.release(keys, forget) }

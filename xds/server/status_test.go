@@ -265,7 +265,7 @@ func TestClientsRemembersTheDeparted(t *testing.T) {
 	})
 }
 
-func TestSubscribed(t *testing.T) {
+func TestRelease(t *testing.T) {
 	inBubble(t, Config{}, newPicture("A a=1", "B b=1"), func(t *testing.T, w *world) {
 		d := w.delta()
 		d.ask("A", "+a")
@@ -274,8 +274,10 @@ func TestSubscribed(t *testing.T) {
 		check := func(want bool, keys ...Key) {
 			t.Helper()
 			for _, k := range keys {
-				if w.Subscribed(k) != want {
-					t.Errorf("%v: subscribed %v, want %v", k, !want, want)
+				kept := true
+				w.Release([]Key{k}, func(Key) { kept = false })
+				if kept != want {
+					t.Errorf("%v: kept %v, want %v", k, kept, want)
 				}
 			}
 		}
