@@ -13,9 +13,9 @@
 package native
 
 import (
-	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/lateen-mesh/lateen/plan"
 )
@@ -23,14 +23,14 @@ import (
 // typePrefix begins the type URL of every resource.
 const typePrefix = "type.googleapis.com/lateen.plan.v1."
 
-// bodyMax bounds an encoded resource.
-const bodyMax = 64 << 20
+// message is the top-level message of a kind.
+type message struct {
+	kind plan.Kind
+	name string
+	make func() plan.Resource
+}
 
-var messages = [...]struct {
-	kind    plan.Kind
-	message string
-	make    func() plan.Resource
-}{
+var messages = [...]message{
 	{plan.KindCluster, "Cluster", func() plan.Resource { return new(plan.Cluster) }},
 	{plan.KindEndpoints, "Endpoints", func() plan.Resource { return new(plan.Endpoints) }},
 	{plan.KindSecret, "Secret", func() plan.Resource { return new(plan.Secret) }},
@@ -43,7 +43,7 @@ var messages = [...]struct {
 func TypeURL(kind plan.Kind) string {
 	for _, m := range messages {
 		if m.kind == kind {
-			return typePrefix + m.message
+			return typePrefix + m.name
 		}
 	}
 	return ""
@@ -52,7 +52,7 @@ func TypeURL(kind plan.Kind) string {
 // KindOf undoes TypeURL.
 func KindOf(typeURL string) (plan.Kind, bool) {
 	for _, m := range messages {
-		if typePrefix+m.message == typeURL {
+		if typePrefix+m.name == typeURL {
 			return m.kind, true
 		}
 	}
@@ -73,22 +73,18 @@ func Encode(r plan.Resource) []byte {
 	return appendMessage(nil, reflect.ValueOf(r).Elem())
 }
 
-// Decode reads a resource of a kind. Its error names the field that is at fault.
+// Decode reads a resource of a kind. Its error names the resource, the path of the field that is at fault, and why.
 func Decode(kind plan.Kind, body []byte) (plan.Resource, error) {
+	i := slices.IndexFunc(messages[:], func(m message) bool { return m.kind == kind })
+	if i < 0 {
+		return nil, fmt.Errorf("decode %s: there is no message for this kind", kind)
+	}
 	if len(body) > bodyMax {
 		return nil, fmt.Errorf("decode %s: %d bytes, at most %d are taken", kind, len(body), bodyMax)
 	}
-	for _, m := range messages {
-		if m.kind != kind {
-			continue
-		}
-		r := m.make()
-		if err := readMessage(body, reflect.ValueOf(r).Elem(), 0); err != nil {
-			return nil, fmt.Errorf("decode %s: %w", kind, err)
-		}
-		return r, nil
+	r := messages[i].make()
+	if err := new(decoder).message(body, reflect.ValueOf(r).Elem(), 0); err != nil {
+		return nil, fmt.Errorf("decode %s %q: %w", kind, r.ResourceName(), err)
 	}
-	return nil, fmt.Errorf("decode %s: %w", kind, errKind)
+	return r, nil
 }
-
-var errKind = errors.New("there is no message for this kind")
