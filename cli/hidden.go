@@ -1,0 +1,63 @@
+package cli
+
+import (
+	"log/slog"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lateen-mesh/lateen/cli/host"
+)
+
+// The descriptors that a host is started with, besides its standard files.
+const (
+	startedFD = 3
+	lockFD    = 4
+)
+
+// hidden are the commands that lateen starts itself.
+func (a *app) hidden() []*cobra.Command {
+	return []*cobra.Command{
+		{
+			Use: "host", Hidden: true, Short: "Hold a mesh in namespaces (started by lateen run and lateen demo)",
+			Args: checked(cobra.NoArgs),
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				syscall.CloseOnExec(startedFD)
+				syscall.CloseOnExec(lockFD) // Held until the process ends.
+				log := slog.New(slog.NewTextHandler(a.err, nil))
+				return host.Run(cmd.Context(), a.in, os.NewFile(startedFD, "started"), log)
+			},
+		},
+		{
+			Use: "host-init", Hidden: true, Short: "Be process 1 of a workload (started by lateen host)",
+			Args: checked(cobra.NoArgs),
+			RunE: func(*cobra.Command, []string) error { return host.Init() },
+		},
+		{
+			Use: "host-exec -- COMMAND", Hidden: true, Short: "Become a workload's command (started by lateen host-init)",
+			Args: checked(cobra.MinimumNArgs(1)),
+			RunE: func(_ *cobra.Command, args []string) error { return host.Exec(args) },
+		},
+	}
+}
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: checked(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			say(a.out, "lateen %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return nil
+		},
+	}
+}
+
+// version is that of the module as it was built.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "(unknown)"
+}

@@ -1,0 +1,115 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+)
+
+const (
+	// maxAnswer bounds what is read of an answer.
+	maxAnswer = 64 << 20
+	// maxTail and tailLines bound what is shown of a log.
+	maxTail   = 64 << 10
+	tailLines = 12
+)
+
+// CallError is an answer other than 2xx.
+type CallError struct {
+	Status int
+	Body   []byte
+}
+
+func (e *CallError) Error() string {
+	return fmt.Sprintf("it answered %d %s: %s", e.Status, http.StatusText(e.Status), strings.TrimSpace(string(e.Body)))
+}
+
+// ErrNobody is met when nobody serves a socket.
+var ErrNobody = errors.New("nobody answers there")
+
+// Call sends one HTTP request over a Unix socket. body is sent as it is if it is []byte, else as JSON; what is answered
+// goes into out, as it is if that is a *[]byte, else from JSON. An answer other than 2xx is a *CallError; that nobody
+// serves the socket is ErrNobody.
+func Call(ctx context.Context, socket, method, path string, body, out any) error {
+	var payload io.Reader
+	switch b := body.(type) {
+	case nil:
+	case []byte:
+		payload = bytes.NewReader(b)
+	default:
+		text, err := json.Marshal(b)
+		if err != nil {
+			return fmt.Errorf("write a request to %s: %w", socket, err)
+		}
+		payload = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://lateen"+path, payload)
+	if err != nil {
+		return fmt.Errorf("make a request to %s: %w", socket, err)
+	}
+	if _, raw := body.([]byte); body != nil && !raw {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("call %s: %w", socket, ErrNobody)
+		}
+		return fmt.Errorf("call %s: %w", socket, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("read the answer of %s: %w", socket, err)
+	}
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("call %s: %w", path, &CallError{resp.StatusCode, answer})
+	}
+	return decodeAnswer(socket, answer, out)
+}
+
+func decodeAnswer(socket string, answer []byte, out any) error {
+	switch o := out.(type) {
+	case nil:
+	case *[]byte:
+		*o = answer
+	default:
+		if err := json.Unmarshal(answer, out); err != nil {
+			return fmt.Errorf("understand the answer of %s: %w", socket, err)
+		}
+	}
+	return nil
+}
+
+// lastLines returns the end of a log file, indented.
+func lastLines(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return "  (no log: " + err.Error() + ")"
+	}
+	defer func() { _ = f.Close() }()
+	if info, err := f.Stat(); err == nil && info.Size() > maxTail {
+		_, _ = f.Seek(-maxTail, io.SeekEnd)
+	}
+	text, _ := io.ReadAll(io.LimitReader(f, maxTail))
+	lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
+	if len(lines) > tailLines {
+		lines = lines[len(lines)-tailLines:]
+	}
+	return "  " + strings.Join(lines, "\n  ")
+}

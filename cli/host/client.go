@@ -1,0 +1,342 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lateen-mesh/lateen/redirect/netns"
+)
+
+const (
+	lockInterval = 20 * time.Millisecond
+	// killLimit is how long a host gets to end before it is killed.
+	killLimit = 10 * time.Second
+)
+
+// Start options.
+type StartConfig struct {
+	// Dir is the run directory of the mesh; Fill, if not nil, puts the first configuration into Dir.Config().
+	Dir  Dir
+	Fill func(config string) error
+	// Follow has the host die with this process; else it lives as long as its workloads.
+	Follow bool
+}
+
+// Host is a host that Start started.
+type Host struct {
+	dir   Dir
+	stdin *os.File
+	done  chan struct{}
+}
+
+// ErrRunning is met when a host must be new but one runs already.
+var ErrRunning = errors.New("this mesh runs already")
+
+// Programs returns the programs that a host needs, which stand beside this one.
+func Programs() (self, lateend, proxy string, err error) {
+	self, err = os.Executable()
+	if err != nil {
+		return "", "", "", fmt.Errorf("find this program's own file: %w", err)
+	}
+	if self, err = filepath.EvalSymlinks(self); err != nil {
+		return "", "", "", fmt.Errorf("find this program's own file: %w", err)
+	}
+	for _, p := range []struct {
+		name string
+		out  *string
+	}{{"lateend", &lateend}, {"lateen-proxy", &proxy}} {
+		*p.out = filepath.Join(filepath.Dir(self), p.name)
+		if _, err := os.Stat(*p.out); err != nil {
+			return "", "", "", fmt.Errorf("find the program %s, which must stand beside %s: `make build` makes it: %w",
+				p.name, self, err)
+		}
+	}
+	return self, lateend, proxy, nil
+}
+
+// Start starts a host and returns when it serves. If one runs already the error is ErrRunning. What a host that was
+// killed left behind is swept.
+func Start(ctx context.Context, cfg StartConfig) (*Host, error) {
+	self, lateend, proxy, err := Programs()
+	if err != nil {
+		return nil, err
+	}
+	isolation := netns.Isolation{User: os.Geteuid() != 0, PID: true}
+	if err := netns.Check(isolation); err != nil {
+		return nil, err
+	}
+	if err := cfg.Dir.Make(); err != nil {
+		return nil, err
+	}
+	lock, err := takeLock(ctx, cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = lock.Close() }()
+	if err := cfg.Dir.sweep(); err != nil {
+		return nil, err
+	}
+	if err := cfg.Dir.Make(); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{cfg.Dir.Config(), cfg.Dir.State()} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("make the folder of the mesh: %w", err)
+		}
+	}
+	if cfg.Fill != nil {
+		if err := cfg.Fill(cfg.Dir.Config()); err != nil {
+			return nil, err
+		}
+	}
+	h := &Host{dir: cfg.Dir, done: make(chan struct{})}
+	return h, h.spawn(ctx, Config{Dir: cfg.Dir, Self: self, Lateend: lateend, Proxy: proxy, Follow: cfg.Follow}, isolation, lock)
+}
+
+// takeLock takes the lock that a host holds for its life, and waits for one that is just ending.
+func takeLock(ctx context.Context, dir Dir) (*os.File, error) {
+	lock, err := os.OpenFile(dir.lock(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock of the mesh: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	tick := time.NewTicker(lockInterval)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return lock, nil
+		}
+		if conn, err := net.Dial("unix", dir.Socket()); err == nil {
+			_ = conn.Close()
+			_ = lock.Close()
+			return nil, ErrRunning
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			_ = lock.Close()
+			return nil, fmt.Errorf("wait for the host that holds %s and does not answer; `lateen demo --clean` ends it: %w",
+				dir.lock(), err)
+		}
+	}
+}
+
+// spawn starts the host process and waits for its report.
+func (h *Host) spawn(ctx context.Context, cfg Config, isolation netns.Isolation, lock *os.File) error {
+	report, started, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("make a pipe: %w", err)
+	}
+	defer func() { _ = report.Close() }()
+	stdin, feed, err := os.Pipe()
+	if err != nil {
+		_ = started.Close()
+		return fmt.Errorf("make a pipe: %w", err)
+	}
+	h.stdin = feed
+	log, err := os.OpenFile(h.dir.Log("host"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the host's log: %w", err)
+	}
+	defer func() { _ = log.Close() }()
+	cmd := netns.Command(context.WithoutCancel(ctx), isolation, cfg.Self, "host")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, log, log
+	cmd.ExtraFiles = []*os.File{started, lock}
+	cmd.Dir = "/"
+	cmd.SysProcAttr.Setsid = true // A key on the terminal is for the client alone.
+	if !cfg.Follow {
+		cmd.SysProcAttr.Pdeathsig = 0
+	}
+	err = cmd.Start()
+	_, _ = started.Close(), stdin.Close()
+	if err != nil {
+		_ = feed.Close()
+		return fmt.Errorf("start the host: %w", err)
+	}
+	go func() {
+		_ = cmd.Wait()
+		close(h.done)
+	}()
+	if err := os.WriteFile(h.dir.pid(), []byte(strconv.Itoa(cmd.Process.Pid)), 0o600); err != nil {
+		return fmt.Errorf("note the host's number: %w", err)
+	}
+	if err := json.NewEncoder(feed).Encode(cfg); err != nil {
+		return fmt.Errorf("tell the host its configuration: %w", err)
+	}
+	return h.await(ctx, report)
+}
+
+// await reads the host's report.
+func (h *Host) await(ctx context.Context, report *os.File) error {
+	defer context.AfterFunc(ctx, func() { _ = report.SetReadDeadline(time.Now()) })()
+	_ = report.SetReadDeadline(time.Now().Add(startLimit))
+	var r startReport
+	err := json.NewDecoder(report).Decode(&r)
+	switch {
+	case err == nil && r.Error == "":
+		return nil
+	case err == nil:
+		err = errors.New(r.Error)
+	case errors.Is(err, io.EOF):
+		err = fmt.Errorf("the host ended at its start; its last words:\n%s", lastLines(h.dir.Log("host")))
+	}
+	_ = h.stdin.Close()
+	return fmt.Errorf("start the host: %w", err)
+}
+
+// Done is closed when the host has ended.
+func (h *Host) Done() <-chan struct{} { return h.done }
+
+// Leave lets a host that follows nobody live on.
+func (h *Host) Leave() { _ = h.stdin.Close() }
+
+// End ends the host and everything in it, gracefully if that is possible in time, and waits for it.
+func (h *Host) End(limit time.Duration) {
+	_ = h.stdin.Close()
+	select {
+	case <-h.done:
+	case <-time.After(limit):
+		kill(h.dir)
+		<-h.done
+	}
+	_ = h.dir.remove()
+}
+
+// remove removes the run directory of a host that has ended, unless the next one has it already.
+func (d Dir) remove() error {
+	lock, err := os.Open(d.lock())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return err
+	}
+	return os.RemoveAll(string(d))
+}
+
+// kill kills the host whose number is noted. It must hold the lock: the number is its own then.
+func kill(dir Dir) {
+	text, err := os.ReadFile(dir.pid())
+	if err != nil {
+		return
+	}
+	if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// Clean ends the host of a mesh, if one runs, and removes what it left. It tells whether there was anything.
+func Clean(ctx context.Context, dir Dir) (bool, error) {
+	if _, err := os.Stat(string(dir)); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if c, err := Dial(dir); err == nil {
+		_ = c.send(request{Op: opEnd}, nil)
+		_ = c.Close()
+	}
+	ctx, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	lock, err := os.OpenFile(dir.lock(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return false, fmt.Errorf("open the lock of the mesh: %w", err)
+	}
+	defer func() { _ = lock.Close() }()
+	tick := time.NewTicker(lockInterval)
+	defer tick.Stop()
+	for unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			kill(dir)
+			if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+				return false, fmt.Errorf("wait for the end of the host: %w", err)
+			}
+			return true, os.RemoveAll(string(dir))
+		}
+	}
+	return true, os.RemoveAll(string(dir))
+}
+
+// Client is a connection to a host.
+type Client struct {
+	conn *net.UnixConn
+	in   *json.Decoder
+}
+
+// Dial connects to the host of a mesh; the error wraps ErrNobody when there is none.
+func Dial(dir Dir) (*Client, error) {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: dir.Socket(), Net: "unix"})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, fmt.Errorf("call the mesh's host: %w", ErrNobody)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("call the mesh's host: %w", err)
+	}
+	return &Client{conn: conn, in: json.NewDecoder(conn)}, nil
+}
+
+// Run asks for a workload; what becomes of it is told by Next. Files are the descriptors that w.Stdio and w.Sockets
+// speak of; the host has copies of them when Run returns.
+func (c *Client) Run(w Workload, files []*os.File) error {
+	return c.send(request{Op: opRun, Workload: w}, files)
+}
+
+// List returns the workloads that run.
+func (c *Client) List() ([]Status, error) {
+	if err := c.send(request{Op: opList}, nil); err != nil {
+		return nil, err
+	}
+	ev, err := c.Next()
+	return ev.Workloads, err
+}
+
+// StopWorkload ends a workload and returns when nothing of it is left.
+func (c *Client) StopWorkload(namespace, name string) error {
+	if err := c.send(request{Op: opStop, Workload: Workload{Name: name, Namespace: namespace}}, nil); err != nil {
+		return err
+	}
+	_, err := c.Next()
+	return err
+}
+
+func (c *Client) send(req request, files []*os.File) error { return writeRequest(c.conn, req, files) }
+
+// Next returns the next event. An EventError is returned as an error.
+func (c *Client) Next() (Event, error) {
+	var ev Event
+	if err := c.in.Decode(&ev); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+			err = errors.New("the host has ended")
+		}
+		return ev, fmt.Errorf("hear from the host: %w", err)
+	}
+	if ev.Kind == EventError {
+		if ev.Error == ErrEnding.Error() {
+			return ev, ErrEnding
+		}
+		return ev, errors.New(ev.Error)
+	}
+	return ev, nil
+}
+
+// Stop asks that the workload of this connection be ended; Next goes on until that is done.
+func (c *Client) Stop() { _ = c.conn.CloseWrite() }
+
+// Close closes the connection, and with it ends a workload that is not detached.
+func (c *Client) Close() error { return c.conn.Close() }

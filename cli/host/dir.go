@@ -1,0 +1,105 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+)
+
+// DefaultMesh is the name of the mesh when none is given.
+const DefaultMesh = "default"
+
+// maxSocketPath is what the kernel takes for the path of a Unix socket (unix(7)), less its final zero.
+const maxSocketPath = 107
+
+// label matches what names a mesh, a workload or a namespace: an RFC 1123 label.
+var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// Dir is the run directory of one mesh: its sockets, its configuration, its logs. Only its owner may look inside.
+type Dir string
+
+// DirOf returns the run directory of a mesh: below /run for root, else below XDG_RUNTIME_DIR or the directory for
+// temporary files. It is not made.
+func DirOf(mesh string) (Dir, error) {
+	if !label.MatchString(mesh) {
+		return "", fmt.Errorf("the mesh name %q is not a label: use lower case letters, digits and '-', at most 63", mesh)
+	}
+	base := os.Getenv("XDG_RUNTIME_DIR")
+	switch uid := os.Geteuid(); {
+	case uid == 0:
+		base = "/run/lateen"
+	case base != "":
+		base = filepath.Join(base, "lateen")
+	default:
+		base = filepath.Join(os.TempDir(), fmt.Sprintf("lateen-%d", uid))
+	}
+	return Dir(filepath.Join(base, mesh)), nil
+}
+
+// Socket is where the host listens for clients.
+func (d Dir) Socket() string { return filepath.Join(string(d), "host.sock") }
+
+// API is where lateend listens for those who administrate it.
+func (d Dir) API() string { return filepath.Join(string(d), "api.sock") }
+
+// Config is the folder with the mesh's configuration.
+func (d Dir) Config() string { return filepath.Join(string(d), "config") }
+
+// State is the folder that lateend keeps its state in.
+func (d Dir) State() string { return filepath.Join(string(d), "state") }
+
+// Admin is the admin socket of a workload's proxy.
+func (d Dir) Admin(namespace, name string) string {
+	return filepath.Join(string(d), "proxies", namespace+"."+name+".sock")
+}
+
+// Log is the log file of a process.
+func (d Dir) Log(name string) string { return filepath.Join(string(d), "logs", name+".log") }
+
+func (d Dir) lock() string { return filepath.Join(string(d), "host.lock") }
+func (d Dir) pid() string  { return filepath.Join(string(d), "host.pid") }
+
+// Make makes the directory, for its owner alone. That it was there is no fault, unless it is somebody else's.
+func (d Dir) Make() error {
+	longest := d.Admin(strings.Repeat("n", 20), strings.Repeat("n", 20))
+	if len(longest) > maxSocketPath {
+		return fmt.Errorf("the run directory %s is too deep for Unix sockets, whose paths have %d bytes: set "+
+			"XDG_RUNTIME_DIR to a shorter path", d, maxSocketPath)
+	}
+	for _, dir := range []string{filepath.Dir(string(d)), string(d), filepath.Dir(d.Log("")), filepath.Dir(d.Admin("", ""))} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make the run directory: %w", err)
+		}
+		info, err := os.Lstat(dir)
+		if err != nil {
+			return fmt.Errorf("make the run directory: %w", err)
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || !info.IsDir() || int(stat.Uid) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
+			return fmt.Errorf("the run directory %s must be a directory of yours with mode 0700: remove it, or set "+
+				"XDG_RUNTIME_DIR to a directory of your own", dir)
+		}
+	}
+	return nil
+}
+
+// sweep removes what a host that was killed left in the directory. Nobody may run there: the caller holds the lock.
+func (d Dir) sweep() error {
+	entries, err := os.ReadDir(string(d))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("sweep the run directory: %w", err)
+	}
+	for _, e := range entries {
+		if path := filepath.Join(string(d), e.Name()); path != d.lock() {
+			if err := os.RemoveAll(path); err != nil {
+				return fmt.Errorf("sweep the run directory: %w", err)
+			}
+		}
+	}
+	return nil
+}

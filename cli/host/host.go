@@ -1,0 +1,306 @@
+// Package host runs workloads of a mesh on one Linux machine, without containers and without root: one process, the
+// host, holds the control plane and every workload in namespaces of its own.
+//
+// In come a Config, and over a Unix socket the workloads that clients ask for, with their terminals and with listening
+// sockets that were opened outside. Out go processes: for each workload its proxy, then its command, and news of both
+// to the client. The host is process 1 of a PID namespace and owns a network namespace with a bridge; each workload is
+// a PID, network and mount namespace below it. Nothing is pinned anywhere, so that killing the host ends everything.
+//
+// Start, Dial and the Client are the outside; Run is the host; Init is the first process of one workload. The package
+// must not know what a workload does, nor what the mesh's configuration says. Run and Init are whole programs: call
+// each once. A Client serves one goroutine.
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/lateen-mesh/lateen/redirect/netns"
+)
+
+const (
+	// controlPort is where lateend serves the workloads.
+	controlPort = 15012
+	// controlName is what lateend's certificate says.
+	controlName = "lateend"
+	// maxWorkloads bounds the workloads of one host.
+	maxWorkloads = 256
+	// linger is how long a host without workloads waits for the next one.
+	linger = 2 * time.Second
+	// startLimit bounds what happens before the host serves, and what a client waits for that.
+	startLimit = 30 * time.Second
+)
+
+// bridgeAddresses are the host's own addresses; the first is also where lateend listens.
+func bridgeAddresses() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("10.77.0.1/16"), netip.MustParsePrefix("fd77::1/64")}
+}
+
+// Config is what a host is started with.
+type Config struct {
+	// Dir is the mesh's run directory (see Dir).
+	Dir Dir `json:"dir"`
+	// Self, Lateend and Proxy are the programs lateen, lateend and lateen-proxy.
+	Self, Lateend, Proxy string
+	// Follow has the host end when its standard input does; else it ends some time after its last workload.
+	Follow bool
+	// Trace has lateend and the proxies log more.
+	Trace bool
+}
+
+// host is a running host.
+type host struct {
+	cfg     Config
+	log     *slog.Logger
+	bridge  *netns.Bridge
+	pools   []*netns.Pool
+	reaper  *reaper
+	control *control
+
+	end  context.CancelFunc // Ends the host.
+	work sync.WaitGroup     // The connections, each with its workload.
+
+	mu        sync.Mutex
+	workloads map[string]*workload // By namespace/name.
+	conns     int                  // Open connections.
+	idle      *time.Timer
+	ending    bool
+}
+
+// Run is the host: it reads a Config from stdin, reports to started what became of its start, and serves until it
+// is told to end, ctx ends, or there is nothing left to do. What it leaves behind is its log files.
+func Run(ctx context.Context, stdin io.Reader, started io.WriteCloser, log *slog.Logger) error {
+	var cfg Config
+	in := json.NewDecoder(stdin)
+	if err := in.Decode(&cfg); err != nil {
+		return fmt.Errorf("read the host's configuration from standard input: %w", err)
+	}
+	h := &host{cfg: cfg, log: log, workloads: map[string]*workload{}}
+	ctx, h.end = context.WithCancel(ctx)
+	defer h.end()
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	err := h.serve(ctx, in, started)
+	h.work.Wait()
+	if h.control != nil {
+		h.control.stop()
+	}
+	_ = os.Remove(cfg.Dir.Socket())
+	return err
+}
+
+// serve builds the host up and accepts connections until ctx ends.
+func (h *host) serve(ctx context.Context, in *json.Decoder, started io.WriteCloser) error {
+	l, err := h.open(ctx)
+	report := startReport{}
+	if err != nil {
+		report.Error = err.Error()
+	}
+	werr := json.NewEncoder(started).Encode(report)
+	_ = started.Close()
+	if err != nil {
+		return err
+	}
+	if werr != nil {
+		_ = l.Close()
+		return fmt.Errorf("tell the client that the host is ready, which has gone: %w", werr)
+	}
+	if h.cfg.Follow {
+		go func() { // Ends with the pipe, or with the process.
+			_, _ = in.Token()
+			h.end()
+		}()
+	} else {
+		h.idle = time.AfterFunc(linger, h.endIdle)
+	}
+	stop := context.AfterFunc(ctx, func() { h.refuse(); _ = l.Close() })
+	defer stop()
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept a client: %w", err)
+		}
+		h.work.Go(func() { h.serveConn(ctx, conn) })
+	}
+}
+
+// open makes the bridge, starts the control plane and opens the socket for clients.
+func (h *host) open(ctx context.Context) (*net.UnixListener, error) {
+	if err := mountProc(); err != nil {
+		h.log.Info("/proc shows the machine's processes, not ours", "cause", err)
+	}
+	if err := netns.Loopback(); err != nil {
+		return nil, err
+	}
+	var err error
+	addresses := bridgeAddresses()
+	if h.bridge, err = netns.NewBridge(netns.BridgeConfig{Addresses: addresses}); err != nil {
+		return nil, err
+	}
+	for _, a := range addresses {
+		pool, err := netns.NewPool(a, a.Addr())
+		if err != nil {
+			return nil, err
+		}
+		h.pools = append(h.pools, pool)
+	}
+	h.reaper = newReaper()
+	h.control = &control{host: h}
+	if err := h.control.start(ctx); err != nil {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: h.cfg.Dir.Socket(), Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("open the host's socket: %w", err)
+	}
+	return l, nil
+}
+
+// refuse has later requests be told that the host is ending.
+func (h *host) refuse() {
+	h.mu.Lock()
+	h.ending = true
+	h.mu.Unlock()
+}
+
+// endIdle ends the host unless somebody came in the meantime.
+func (h *host) endIdle() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.workloads) == 0 && h.conns == 0 {
+		h.ending = true
+		h.end()
+	}
+}
+
+// came and left count the connections, for endIdle.
+func (h *host) came() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.conns++
+}
+
+func (h *host) left() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.conns--
+	if h.idle != nil {
+		h.idle.Reset(linger)
+	}
+}
+
+// serveConn answers one client: one request, and for a workload all that follows from it.
+func (h *host) serveConn(ctx context.Context, conn *net.UnixConn) {
+	h.came()
+	defer h.left()
+	defer func() { _ = conn.Close() }()
+	req, files, err := readRequest(conn)
+	if err != nil {
+		h.log.Warn("a client's request is not understood", "cause", err)
+		return
+	}
+	out := &events{conn: conn}
+	switch req.Op {
+	case opRun:
+		err = h.runWorkload(ctx, conn, out, req, files)
+	case opList:
+		out.send(Event{Kind: EventList, Workloads: h.list()})
+	case opStop:
+		err = h.stopWorkload(req.Namespace, req.Name)
+	case opEnd:
+		h.refuse()
+		h.end()
+	default:
+		err = fmt.Errorf("the host does not know the request %q: it was started by another version of lateen; end "+
+			"it with `lateen demo --clean`", req.Op)
+	}
+	closeAll(files)
+	if err != nil {
+		out.send(Event{Kind: EventError, Error: err.Error()})
+		return
+	}
+	out.send(Event{Kind: EventDone})
+}
+
+// list tells of every workload.
+func (h *host) list() []Status {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := []Status{}
+	for _, w := range h.workloads {
+		out = append(out, w.status())
+	}
+	return out
+}
+
+// stopWorkload ends a workload and waits for that.
+func (h *host) stopWorkload(namespace, name string) error {
+	h.mu.Lock()
+	w := h.workloads[namespace+"/"+name]
+	h.mu.Unlock()
+	if w == nil {
+		return fmt.Errorf("no workload %q runs here in namespace %q; `lateen status` lists them", name, namespace)
+	}
+	w.stop()
+	<-w.ended
+	return nil
+}
+
+// reserve takes the workload's name, or says why it cannot be had.
+func (h *host) reserve(w *workload) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.ending:
+		return ErrEnding
+	case h.workloads[w.key()] != nil:
+		return fmt.Errorf("the name %q is in use in namespace %q; choose another --name, or end that workload with "+
+			"`lateen stop %s`", w.req.Name, w.req.Namespace, w.req.Name)
+	case len(h.workloads) >= maxWorkloads:
+		return fmt.Errorf("this mesh runs %d workloads, which is the limit; end some, or start another mesh with "+
+			"--mesh", maxWorkloads)
+	}
+	h.workloads[w.key()] = w
+	return nil
+}
+
+func (h *host) release(w *workload) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.workloads, w.key())
+}
+
+// addresses takes one address from each pool.
+func (h *host) addresses() ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, p := range h.pools {
+		a, err := p.Take()
+		if err != nil {
+			return nil, errors.Join(err, h.giveBack(out))
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func (h *host) giveBack(addresses []netip.Addr) error {
+	var errs []error
+	for i, a := range addresses {
+		errs = append(errs, h.pools[i].Release(a))
+	}
+	return errors.Join(errs...)
+}
