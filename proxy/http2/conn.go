@@ -97,7 +97,6 @@ type core struct {
 	// sendWindow is what we may still send; waiting is what all streams have queued.
 	sendWindow int64
 	waiting    int
-	lingering  int // exchanges that linger
 	// first and last are the ring of streams with something to send and window for it.
 	first, last *exchange
 
@@ -155,20 +154,14 @@ func (c *core) Ping() bool {
 }
 
 // Tick resets the exchanges that have waited for the peer's window longer than
-// Config.StallTimeout, and those that were answered some seconds ago and whose
-// request has still not ended. The owner's timer calls it, every few seconds.
+// Config.StallTimeout. The owner's timer calls it, every few seconds.
 func (c *core) Tick() {
-	if c.dead || c.waiting+c.lingering == 0 {
+	if c.dead || c.waiting == 0 {
 		return
 	}
 	now := c.now()
 	for _, x := range c.streams {
-		switch {
-		case x.flags&lingers != 0:
-			if now-x.moved > lingerTime {
-				x.endLinger()
-			}
-		case x.pending.n > 0 && x.flags&isTunnel == 0 && now-x.moved > c.cfg.StallTimeout:
+		if x.pending.n > 0 && x.flags&isTunnel == 0 && now-x.moved > c.cfg.StallTimeout {
 			c.control(appendReset(c.out[:0], x.id, ErrCodeCancel))
 			x.abort(stream.AbortTimeout, &Error{Code: ErrCodeCancel, Stream: x.id, Reason: "the peer gave no window"})
 		}

@@ -53,9 +53,6 @@ func (x *exchange) onData(size int, p []byte, end bool) *Error {
 	switch {
 	case x.flags&deaf != 0:
 		c.owed += len(p)
-		if x.owed += len(p); x.flags&lingers != 0 && x.owed > lingerBytesMax && !end {
-			x.endLinger()
-		}
 	case x.flags&paused != 0 || x.kept.n > 0:
 		x.keep(p)
 	case len(p) > 0 || end:

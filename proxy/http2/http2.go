@@ -16,7 +16,7 @@
 // As in package http1, the end of the response is the end of an exchange (of a
 // tunnel: both ends). Until then OnAbort and OnDrain may be called, also after
 // the end of the incoming message, since that is how a client cancels; from
-// then on nothing is called, and a request that is not whole is given up.
+// then on nothing is called, and what is left of a request is given up.
 // Resume delivers what was kept before it returns. A client's SendHead may call
 // OnAbort before it returns: an upgrade that the server does not take.
 //

@@ -160,6 +160,8 @@ func (s *ServerConn) open(id uint32, r *headReader, h *stream.Head, end bool) {
 	}
 	if end {
 		x.flags |= gotEnd
+	} else if x.left > 0 && x.left <= int64(s.cfg.StreamWindow) {
+		x.flags |= isShort
 	}
 	s.streams[id] = x
 	s.guards.earn(guardWindow, windowEarns)

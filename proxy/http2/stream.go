@@ -32,16 +32,8 @@ const (
 	isUpgrade
 	// isHead: the request's method is HEAD, so that the response has no body.
 	isHead
-	// lingers: a server has answered, and waits for the rest of the request to throw it away.
-	lingers
-)
-
-// How long and how much a server waits for the rest of a request that it has
-// answered before it asks for no more (RFC 9113 section 8.1). Some clients drop
-// a response if that request comes with it.
-const (
-	lingerTime     = 5 * time.Second
-	lingerBytesMax = 64 << 10
+	// isShort: the request's declared body fits into the window that the client began with, so that it comes in any case.
+	isShort
 )
 
 // interimMax bounds the 1xx responses to one request.
@@ -282,24 +274,19 @@ func (c *core) streamFault(x *exchange, code ErrCode, reason string) *Error {
 	return c.spend(guardReset, 1)
 }
 
-// localEnd: our message is written whole.
+// localEnd: our message is written whole. A server that has answered before
+// the request was whole asks for no more of it (RFC 9113 section 8.1), unless
+// it is short: some clients (curl 7.88) lose the response in that case.
 func (x *exchange) localEnd() {
 	x.flags |= sentEnd
 	x.settle()
 	switch {
 	case x.flags&gotEnd != 0:
 		x.remove()
-	case x.c.server && x.flags&(isTunnel|closed) == 0:
-		x.flags |= lingers
-		x.c.lingering++
-		x.owed, x.moved = 0, x.c.now()
+	case x.c.server && x.flags&(isTunnel|isShort|closed) == 0:
+		x.c.control(appendReset(x.c.out[:0], x.id, ErrCodeNo))
+		x.remove()
 	}
-}
-
-// endLinger asks the client for no more of a request that is answered.
-func (x *exchange) endLinger() {
-	x.c.control(appendReset(x.c.out[:0], x.id, ErrCodeNo))
-	x.remove()
 }
 
 // remoteEnd: the peer's message has arrived whole.
@@ -339,9 +326,6 @@ func (x *exchange) remove() {
 	c, m := x.c, x.c.cfg.Memory
 	x.flags |= closed
 	delete(c.streams, x.id)
-	if x.flags&lingers != 0 {
-		c.lingering--
-	}
 	c.waiting -= x.pending.n
 	x.pending.drop(m)
 	m.giveHead(x.trailers)

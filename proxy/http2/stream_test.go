@@ -50,61 +50,37 @@ func TestTrailersOnly(t *testing.T) {
 }
 
 // TestEarlyResponse: a response that does not wait for the request ends the
-// exchange; what is left of the request is thrown away, and refused politely if it is much or late.
+// exchange; the rest of a short request is thrown away, any other is refused politely.
 func TestEarlyResponse(t *testing.T) {
-	early := func(status int) (*bed, func()) {
-		b := newBed(t, Config{})
-		b.feed(rawHeaders(1, false, post...), rawData(1, false, "abc"))
-		r := b.reqs[0]
-		told := len(r.log)
-		r.s.SendHead(response(status), true)
-		if fs := b.frames(); len(fs) != 1 || fs[0].flags != flagEndHeaders|flagEndStream || b.s.Active() != 1 {
-			t.Fatalf("wrote %+v", fs)
-		}
-		return b, func() {
-			t.Helper()
-			if len(r.log) != told || b.conn.closed || b.s.Active() != 0 || b.s.lingering != 0 {
-				t.Errorf("told %q after the response, %d open", r.log[told:], b.s.Active())
+	tests := []struct {
+		name    string
+		head    []string
+		rest    string
+		refused bool
+	}{
+		{"unknown length", post, rawData(1, true, "x"), true},
+		{"long", with(post, "content-length", "262145"), rawData(1, false, "x"), true},
+		{"short", with(post, "content-length", "262144"), strings.Repeat(rawData(1, false, strings.Repeat("x", 16384)), 15) + rawData(1, true, strings.Repeat("x", 16381)), false},
+		{"short with trailers", with(post, "content-length", "4"), rawData(1, false, "x") + rawHeaders(1, true, "a", "b"), false},
+		{"short and given up", with(post, "content-length", "4"), rawReset(1, ErrCodeCancel), false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t, Config{})
+			b.feed(rawHeaders(1, false, tt.head...))
+			r := b.reqs[0]
+			r.s.Pause()
+			b.feed(rawData(1, false, "abc"))
+			r.s.SendHead(response(403), true)
+			if found, what := hasFault(b.frames(), 1, ErrCodeNo); found != tt.refused {
+				t.Errorf("refused %v; %s", found, what)
 			}
-		}
+			b.feed(tt.rest)
+			if fs := b.frames(); len(r.log) != 1 || b.s.Active()+b.s.kept != 0 || len(only(fs, frameReset)) != 0 {
+				t.Errorf("told %q, %d open, wrote %+v", r.log, b.s.Active(), fs)
+			}
+		})
 	}
-	refused := func(b *bed) {
-		t.Helper()
-		if found, what := hasFault(b.frames(), 1, ErrCodeNo); !found {
-			t.Error(what)
-		}
-	}
-
-	b, over := early(403)
-	b.feed(rawData(1, false, strings.Repeat("x", 10_000)), rawData(1, true, "def"))
-	over()
-	if fs := b.frames(); len(fs) != 0 {
-		t.Errorf("a little more: wrote %+v", fs)
-	}
-
-	b, over = early(403)
-	b.feed(rawHeaders(1, true, "a", "b"))
-	over()
-
-	b, over = early(403)
-	b.feed(rawReset(1, ErrCodeCancel))
-	over()
-
-	b, over = early(413)
-	b.feed(strings.Repeat(rawData(1, false, strings.Repeat("x", 10_000)), 7))
-	refused(b)
-	over()
-
-	b, over = early(413)
-	b.time = b.time.Add(lingerTime / 2)
-	b.s.Tick()
-	if b.s.Active() != 1 {
-		t.Error("Tick is too early")
-	}
-	b.time = b.time.Add(lingerTime)
-	b.s.Tick()
-	refused(b)
-	over()
 }
 
 // TestDeafWhileFlushing: from the end of the response on the Receiver is told nothing, though bytes still wait.
