@@ -2,7 +2,7 @@ package mesh
 
 import (
 	"cmp"
-	"net/netip"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,14 +24,14 @@ const (
 	ServiceVIP                          // address: services with that single address; "" those with ranges
 	ServicePort                         // port number: services with that port
 	ServiceSelector                     // "namespace|key=value": services whose selector's first pair it is
-	ServiceNamespace                    // namespace: services that it holds
-	ServiceAll                          // "": the set of services (the key is touched; it lists nothing)
+	ServiceAll                          // "": services
 	WorkloadLabel                       // "namespace|key=value": workloads with the label, where some service selects by it
-	WorkloadID                          // "namespace/id": the workload
+	WorkloadAccount                     // the same: the kinds of these workloads by labels and account (touched; it lists nothing)
+	WorkloadAddress                     // address: workloads that have it
 	RouteHost                           // host as written, wildcards included: routes
 	RouteGateway                        // "namespace/name": routes bound to that gateway
 	TrafficHost                         // host as written, wildcards included: traffic policies
-	RefName                             // Ref's text: the object itself
+	RefName                             // Ref's text: the object itself (touched; it lists nothing)
 	GatewayAll                          // "": gateways
 	AuthnNamespace                      // namespace: policies
 	AuthzNamespace                      // namespace: policies
@@ -63,19 +63,6 @@ func (s *Snapshot) Object(ref Ref) Object {
 	return o
 }
 
-// Objects lists the objects of one kind, ordered by age, namespace and name.
-func (s *Snapshot) Objects(kind Kind) []Object {
-	var out []Object
-	s.objects.all(func(r Ref, o Object) bool {
-		if r.Kind == kind {
-			out = append(out, o)
-		}
-		return true
-	})
-	slices.SortFunc(out, byAge)
-	return out
-}
-
 // Builder makes snapshots, each from the one before it. It belongs to one goroutine.
 type Builder struct {
 	snap *Snapshot
@@ -99,15 +86,13 @@ func (b *Builder) Snapshot() *Snapshot { return b.snap }
 func (b *Builder) Apply(changes []Change) (*Snapshot, []Dep) {
 	e := &edit{
 		b: b, next: Snapshot{Version: b.snap.Version + 1, objects: b.snap.objects, index: b.snap.index},
-		touched: map[Dep]struct{}{},
+		touched: map[Dep]struct{}{}, fresh: map[Dep]struct{}{},
 	}
 	for _, c := range changes {
-		if old, ok := e.next.objects.get(c.Ref); ok {
-			e.drop(c.Ref, old)
-		}
-		if c.Object != nil {
-			e.add(c.Ref, c.Object)
-		}
+		e.apply(c)
+	}
+	for _, c := range changes {
+		e.touchAccounts(c.Ref)
 	}
 	b.snap = &e.next
 	deps := make([]Dep, 0, len(e.touched))
@@ -127,50 +112,108 @@ type edit struct {
 	objects owned[Ref, Object]
 	index   owned[Dep, []Object]
 	touched map[Dep]struct{}
+	fresh   map[Dep]struct{} // lists that were made in this edit and may be changed in place
 }
 
-func (e *edit) add(ref Ref, o Object) {
-	e.next.objects = e.next.objects.with(ref, o, &e.objects)
-	switch o := o.(type) {
-	case *Workload:
-		group := e.b.members[o.Namespace]
-		if group == nil {
-			group = map[Ref]*Workload{}
-			e.b.members[o.Namespace] = group
+// apply makes one change. The pairs that the new object selects by are indexed before those of the old one are
+// given up, so that a service that keeps its selector costs nothing.
+func (e *edit) apply(c Change) {
+	old, had := e.next.objects.get(c.Ref)
+	if !had && c.Object == nil {
+		return
+	}
+	if c.Object != nil {
+		e.begin(c.Object)
+	}
+	if had {
+		for _, d := range e.b.deps(old) {
+			e.remove(d, old)
 		}
-		group[ref] = o
-	case *Service:
-		if pair, ok := selectorPair(o); ok {
-			e.b.pairs[pair]++
-			if e.b.pairs[pair] == 1 {
-				e.indexMembers(o.Namespace, pair)
+		e.leave(old)
+	}
+	if c.Object == nil {
+		e.next.objects = e.next.objects.without(c.Ref, &e.objects)
+	} else {
+		e.next.objects = e.next.objects.with(c.Ref, c.Object, &e.objects)
+		e.join(c.Object)
+		for _, d := range e.b.deps(c.Object) {
+			e.insert(d, c.Object)
+		}
+	}
+	if had {
+		e.end(old)
+	}
+}
+
+// begin begins to index workloads by the pair that a service selects by.
+func (e *edit) begin(o Object) {
+	if s, ok := o.(*Service); ok {
+		if pair, ok := selectorPair(s); ok {
+			if e.b.pairs[pair]++; e.b.pairs[pair] == 1 {
+				e.indexMembers(s.Namespace, pair)
 			}
 		}
 	}
-	for _, d := range e.b.deps(o) {
-		e.insert(d, o)
-	}
 }
 
-func (e *edit) drop(ref Ref, o Object) {
-	for _, d := range e.b.deps(o) {
-		e.remove(d, o)
-	}
-	switch o := o.(type) {
-	case *Workload:
-		delete(e.b.members[o.Namespace], ref)
-		if len(e.b.members[o.Namespace]) == 0 {
-			delete(e.b.members, o.Namespace)
-		}
-	case *Service:
-		if pair, ok := selectorPair(o); ok {
+// end stops it with the last service.
+func (e *edit) end(o Object) {
+	if s, ok := o.(*Service); ok {
+		if pair, ok := selectorPair(s); ok {
 			if e.b.pairs[pair]--; e.b.pairs[pair] == 0 {
 				delete(e.b.pairs, pair)
-				e.next.index = e.next.index.without(Dep{WorkloadLabel, pair}, &e.index)
+				e.set(Dep{WorkloadLabel, pair}, nil)
 			}
 		}
 	}
-	e.next.objects = e.next.objects.without(ref, &e.objects)
+}
+
+func (e *edit) join(o Object) {
+	if w, ok := o.(*Workload); ok {
+		group := e.b.members[w.Namespace]
+		if group == nil {
+			group = map[Ref]*Workload{}
+			e.b.members[w.Namespace] = group
+		}
+		group[w.Ref()] = w
+	}
+}
+
+func (e *edit) leave(o Object) {
+	if w, ok := o.(*Workload); ok {
+		delete(e.b.members[w.Namespace], w.Ref())
+		if len(e.b.members[w.Namespace]) == 0 {
+			delete(e.b.members, w.Namespace)
+		}
+	}
+}
+
+// touchAccounts touches WorkloadAccount where a workload has come or gone of whose kind, by labels and account,
+// there is no other: scaling a deployment touches nothing.
+func (e *edit) touchAccounts(ref Ref) {
+	was, _ := e.b.snap.Object(ref).(*Workload)
+	is, _ := e.next.Object(ref).(*Workload)
+	if was != nil && is != nil && alike(was, is) {
+		return
+	}
+	for _, x := range []struct {
+		w     *Workload
+		other *table[Dep, []Object]
+	}{{was, &e.next.index}, {is, &e.b.snap.index}} {
+		if x.w == nil {
+			continue
+		}
+		for _, pair := range e.b.pairsOf(x.w) {
+			list, _ := x.other.get(Dep{WorkloadLabel, pair})
+			if !slices.ContainsFunc(list, func(o Object) bool { return alike(o.(*Workload), x.w) }) {
+				e.touched[Dep{WorkloadAccount, pair}] = struct{}{}
+			}
+		}
+	}
+}
+
+func alike(a, b *Workload) bool {
+	return a.ServiceAccount == b.ServiceAccount && maps.Equal(a.Labels, b.Labels)
 }
 
 // indexMembers lists the workloads of a namespace under a pair that a service has begun to select by.
@@ -188,11 +231,9 @@ func (e *edit) insert(d Dep, o Object) {
 	if !lists(d) {
 		return
 	}
-	old, _ := e.next.index.get(d)
-	at, _ := slices.BinarySearchFunc(old, o, byAge)
-	list := make([]Object, 0, len(old)+1)
-	list = append(append(append(list, old[:at]...), o), old[at:]...)
-	e.next.index = e.next.index.with(d, list, &e.index)
+	list := e.own(d)
+	at, _ := slices.BinarySearchFunc(list, o, byAge)
+	e.set(d, slices.Insert(list, at, o))
 }
 
 func (e *edit) remove(d Dep, o Object) {
@@ -200,17 +241,44 @@ func (e *edit) remove(d Dep, o Object) {
 	if !lists(d) {
 		return
 	}
-	old, _ := e.next.index.get(d)
-	list := slices.DeleteFunc(slices.Clone(old), func(x Object) bool { return x == o })
+	list := e.own(d)
+	if at, found := slices.BinarySearchFunc(list, o, byAge); found {
+		e.set(d, slices.Delete(list, at, at+1))
+	}
+}
+
+// own returns a list that may be changed: a copy, unless this edit has made it.
+func (e *edit) own(d Dep) []Object {
+	list, _ := e.next.index.get(d)
+	if _, mine := e.fresh[d]; mine {
+		return list
+	}
+	return append(make([]Object, 0, len(list)+1), list...)
+}
+
+func (e *edit) set(d Dep, list []Object) {
 	if len(list) == 0 {
+		delete(e.fresh, d)
 		e.next.index = e.next.index.without(d, &e.index)
 		return
 	}
+	e.fresh[d] = struct{}{}
 	e.next.index = e.next.index.with(d, list, &e.index)
 }
 
 // lists reports whether an index keeps lists; the others are only touched.
-func lists(d Dep) bool { return d.Index != ServiceAll && d.Index != RefName }
+func lists(d Dep) bool { return d.Index != RefName && d.Index != WorkloadAccount }
+
+// pairsOf lists the pairs under which a workload is indexed.
+func (b *Builder) pairsOf(w *Workload) []string {
+	var out []string
+	for k, v := range w.Labels {
+		if pair := w.Namespace + "|" + k + "=" + v; b.pairs[pair] > 0 {
+			out = append(out, pair)
+		}
+	}
+	return out
+}
 
 // deps is every index entry under which an object is listed.
 func (b *Builder) deps(o Object) []Dep {
@@ -219,11 +287,13 @@ func (b *Builder) deps(o Object) []Dep {
 	case *Service:
 		ds = append(ds, serviceDeps(o)...)
 	case *Workload:
-		ds = append(ds, Dep{WorkloadID, o.Namespace + "/" + o.ID})
-		for k, v := range o.Labels {
-			if pair := o.Namespace + "|" + k + "=" + v; b.pairs[pair] > 0 {
-				ds = append(ds, Dep{WorkloadLabel, pair})
+		for i, addr := range o.Addresses {
+			if !slices.Contains(o.Addresses[:i], addr) {
+				ds = append(ds, Dep{WorkloadAddress, addr.String()})
 			}
+		}
+		for _, pair := range b.pairsOf(o) {
+			ds = append(ds, Dep{WorkloadLabel, pair})
 		}
 	case *Route:
 		for _, h := range unique(o.Hosts) {
@@ -249,11 +319,13 @@ func (b *Builder) deps(o Object) []Dep {
 }
 
 func serviceDeps(s *Service) []Dep {
-	ds := []Dep{{ServiceHost, s.Host}, {ServiceNamespace, s.Namespace}, {ServiceAll, ""}}
+	ds := []Dep{{ServiceHost, s.Host}, {ServiceAll, ""}}
 	ranges := false
-	for _, p := range s.Addresses {
+	for i, p := range s.Addresses {
 		if p.IsSingleIP() {
-			ds = append(ds, Dep{ServiceVIP, p.Addr().String()})
+			if !slices.Contains(s.Addresses[:i], p) {
+				ds = append(ds, Dep{ServiceVIP, p.Addr().String()})
+			}
 		} else {
 			ranges = true
 		}
@@ -302,14 +374,4 @@ func byAge(a, b Object) int {
 	}
 	ar, br := a.Ref(), b.Ref()
 	return cmp.Or(strings.Compare(ar.Namespace, br.Namespace), strings.Compare(ar.Name, br.Name), cmp.Compare(ar.Kind, br.Kind))
-}
-
-// contains reports whether any of the service's addresses holds addr.
-func (s *Service) contains(addr netip.Addr) bool {
-	for _, p := range s.Addresses {
-		if p.Contains(addr) {
-			return true
-		}
-	}
-	return false
 }

@@ -1,14 +1,19 @@
 package mesh
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"maps"
+)
 
 // fanout is the width of each of a table's two inner levels: 4,096 leaves, so
 // that a change in a table of 100,000 entries copies about 64+64 pointers and
 // a map of 25.
 const fanout = 64
 
+// seed is that of this process: nothing depends on where an entry lies.
 var seed = maphash.MakeSeed()
 
+// leaf holds the entries of one slot.
 type leaf[K comparable, V any] map[K]V
 
 // table is a persistent map: with and without return a changed table and
@@ -18,6 +23,7 @@ type table[K comparable, V any] struct {
 	len  int
 }
 
+// slot is where a key belongs on the two levels.
 func slot[K comparable](k K) (hi, lo int) {
 	h := maphash.Comparable(seed, k)
 	return int(h % fanout), int(h / fanout % fanout)
@@ -36,7 +42,8 @@ func (t table[K, V]) get(k K) (v V, ok bool) {
 }
 
 // with returns a table in which k is v. own holds what this batch of changes
-// has already copied and may write in place.
+// has already copied and may write in place: a table from the middle of a
+// batch is good for going on only.
 func (t table[K, V]) with(k K, v V, own *owned[K, V]) table[K, V] {
 	m := own.leaf(&t, k)
 	if _, had := m[k]; !had {
@@ -46,6 +53,7 @@ func (t table[K, V]) with(k K, v V, own *owned[K, V]) table[K, V] {
 	return t
 }
 
+// without returns a table that lacks k.
 func (t table[K, V]) without(k K, own *owned[K, V]) table[K, V] {
 	if _, had := t.get(k); !had {
 		return t
@@ -55,25 +63,6 @@ func (t table[K, V]) without(k K, own *owned[K, V]) table[K, V] {
 	return t
 }
 
-// all calls yield for every entry in no order.
-func (t table[K, V]) all(yield func(K, V) bool) {
-	if t.root == nil {
-		return
-	}
-	for _, mid := range t.root {
-		if mid == nil {
-			continue
-		}
-		for _, m := range mid {
-			for k, v := range m {
-				if !yield(k, v) {
-					return
-				}
-			}
-		}
-	}
-}
-
 // owned remembers the parts of a table that one batch of changes has copied.
 type owned[K comparable, V any] struct {
 	root   bool
@@ -81,6 +70,7 @@ type owned[K comparable, V any] struct {
 	leaves [fanout][fanout]bool
 }
 
+// leaf returns the map that holds k, copied into t if this batch has not done so yet.
 func (o *owned[K, V]) leaf(t *table[K, V], k K) leaf[K, V] {
 	hi, lo := slot(k)
 	if !o.root {
@@ -99,9 +89,7 @@ func (o *owned[K, V]) leaf(t *table[K, V], k K) leaf[K, V] {
 	}
 	if !o.leaves[hi][lo] {
 		m := make(leaf[K, V], len(t.root[hi][lo])+1)
-		for k, v := range t.root[hi][lo] {
-			m[k] = v
-		}
+		maps.Copy(m, t.root[hi][lo])
 		t.root[hi][lo], o.leaves[hi][lo] = m, true
 	}
 	return t.root[hi][lo]

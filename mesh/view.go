@@ -28,10 +28,16 @@ func (v *View) Deps() []Dep {
 }
 
 func (v *View) read(index Index, key string) []Object {
-	d := Dep{index, key}
-	v.deps[d] = struct{}{}
-	list, _ := v.snap.index.get(d)
+	v.note(index, key)
+	list, _ := v.snap.index.get(Dep{index, key})
 	return list
+}
+
+func (v *View) note(index Index, key string) { v.deps[Dep{index, key}] = struct{}{} }
+
+func (v *View) object(ref Ref) Object {
+	v.note(RefName, ref.String())
+	return v.snap.Object(ref)
 }
 
 func pick[T Object](list []Object, keep func(T) bool) []T {
@@ -76,8 +82,8 @@ func preferred(namespace string, list []*Service) *Service {
 	return nil
 }
 
-// ServiceAt returns the service that owns a virtual address, as namespace sees it; nil if there is none. An
-// exact address beats a range, a longer range a shorter one.
+// ServiceAt returns the service that owns a port of a virtual address, as namespace sees it; nil if there is none.
+// An exact address beats a range, a longer range a shorter one.
 func (v *View) ServiceAt(namespace string, addr netip.Addr, port uint16) *Service {
 	visible := func(s *Service) bool {
 		_, has := s.Port(port)
@@ -86,29 +92,41 @@ func (v *View) ServiceAt(namespace string, addr netip.Addr, port uint16) *Servic
 	if s := preferred(namespace, pick(v.read(ServiceVIP, addr.String()), visible)); s != nil {
 		return s
 	}
-	ranges := pick(v.read(ServiceVIP, ""), func(s *Service) bool { return visible(s) && s.contains(addr) })
-	bits := func(s *Service) int {
-		longest := -1
-		for _, p := range s.Addresses {
-			if p.Contains(addr) {
-				longest = max(longest, p.Bits())
-			}
+	longest := 0
+	ranges := pick(v.read(ServiceVIP, ""), func(s *Service) bool {
+		bits := s.rangeBits(addr)
+		if bits < 0 || !visible(s) {
+			return false
 		}
-		return longest
+		longest = max(longest, bits)
+		return true
+	})
+	return preferred(namespace, slices.DeleteFunc(ranges, func(s *Service) bool { return s.rangeBits(addr) < longest }))
+}
+
+// rangeBits is the length of the longest of the service's ranges that holds an address; -1: none does.
+func (s *Service) rangeBits(addr netip.Addr) int {
+	longest := -1
+	for _, p := range s.Addresses {
+		if p.Contains(addr) {
+			longest = max(longest, p.Bits())
+		}
 	}
-	slices.SortStableFunc(ranges, func(a, b *Service) int { return bits(b) - bits(a) })
-	return preferred(namespace, ranges[:min(1, len(ranges))])
+	return longest
 }
 
-// ServicesOnPort lists the services with a port of that number that namespace sees, oldest first.
-func (v *View) ServicesOnPort(namespace string, port uint16) []*Service {
-	return pick(v.read(ServicePort, strconv.Itoa(int(port))), func(s *Service) bool { return s.Visibility.Sees(namespace) })
+// HTTPPort reports whether any service that namespace sees speaks HTTP on a port of that number.
+func (v *View) HTTPPort(namespace string, port uint16) bool {
+	return slices.ContainsFunc(v.read(ServicePort, strconv.Itoa(int(port))), func(o Object) bool {
+		s := o.(*Service)
+		p, _ := s.Port(port)
+		return p.Protocol.IsHTTP() && s.Visibility.Sees(namespace)
+	})
 }
 
-// Services lists every service that namespace sees. Whoever asks depends on all of them.
+// Services lists every service that namespace sees, oldest first. Whoever asks depends on all of them.
 func (v *View) Services(namespace string) []*Service {
-	v.deps[Dep{ServiceAll, ""}] = struct{}{}
-	return pick(v.snap.Objects(KindService), func(s *Service) bool { return s.Visibility.Sees(namespace) })
+	return pick(v.read(ServiceAll, ""), func(s *Service) bool { return s.Visibility.Sees(namespace) })
 }
 
 // ServicesOf lists the services that select a workload of that namespace and those labels, oldest first.
@@ -130,12 +148,33 @@ func (v *View) Workloads(s *Service) []*Workload {
 	return out
 }
 
+// Accounts lists the workloads' service accounts behind a service as "namespace/name", sorted. Whoever asks does not
+// depend on how many workloads there are, nor on where they are.
+func (v *View) Accounts(s *Service) []string {
+	list := s.Endpoints
+	if pair, ok := selectorPair(s); ok {
+		v.note(WorkloadAccount, pair)
+		members, _ := v.snap.index.get(Dep{WorkloadLabel, pair})
+		list = slices.Concat(list, pick(members, func(w *Workload) bool { return w.Labels.Match(s.Selector) }))
+	}
+	var out []string
+	for _, w := range list {
+		if w.ServiceAccount != "" {
+			out = append(out, w.Namespace+"/"+w.ServiceAccount)
+		}
+	}
+	return unique(out)
+}
+
 // Workload returns the workload with that ID; nil if there is none.
 func (v *View) Workload(namespace, id string) *Workload {
-	if list := pick[*Workload](v.read(WorkloadID, namespace+"/"+id), nil); len(list) > 0 {
-		return list[0]
-	}
-	return nil
+	w, _ := v.object(Ref{KindWorkload, namespace, id}).(*Workload)
+	return w
+}
+
+// WorkloadsAt lists the workloads that have an address.
+func (v *View) WorkloadsAt(addr netip.Addr) []*Workload {
+	return pick[*Workload](v.read(WorkloadAddress, addr.String()), nil)
 }
 
 // Patterns lists the keys under which something that applies to host can be
@@ -177,16 +216,9 @@ func (v *View) GatewayRoutes(gateway string) []*Route {
 	return pick[*Route](v.read(RouteGateway, gateway), nil)
 }
 
-// MeshRoutes lists the routes for sidecars that namespace sees, whatever their hosts, oldest first.
-func (v *View) MeshRoutes(namespace string) []*Route {
-	return pick(v.read(RouteGateway, GatewayMesh), func(r *Route) bool { return r.Visibility.Sees(namespace) })
-}
-
 // Route returns a route by name, for delegation; nil if there is none.
 func (v *View) Route(namespace, name string) *Route {
-	ref := Ref{KindRoute, namespace, name}
-	v.deps[Dep{RefName, ref.String()}] = struct{}{}
-	r, _ := v.snap.Object(ref).(*Route)
+	r, _ := v.object(Ref{KindRoute, namespace, name}).(*Route)
 	return r
 }
 
@@ -212,9 +244,7 @@ func (v *View) Gateways(labels Labels) []*Gateway {
 
 // Secret returns a TLS secret; nil if there is none.
 func (v *View) Secret(namespace, name string) *Secret {
-	ref := Ref{KindSecret, namespace, name}
-	v.deps[Dep{RefName, ref.String()}] = struct{}{}
-	s, _ := v.snap.Object(ref).(*Secret)
+	s, _ := v.object(Ref{KindSecret, namespace, name}).(*Secret)
 	return s
 }
 
