@@ -2,7 +2,7 @@ package compile
 
 import (
 	"net/netip"
-
+	"slices"
 	"strconv"
 	"strings"
 
@@ -10,27 +10,39 @@ import (
 	"github.com/lateen-mesh/lateen/plan"
 )
 
-// selected lists the policies that hold for the asker's workload: those of the root namespace and of its own.
-func selected[T mesh.Object](a *asking, of func(namespace string) []T, selector func(T) mesh.Labels) []T {
-	namespaces := []string{a.config.RootNamespace}
-	if a.namespace != a.config.RootNamespace {
-		namespaces = append(namespaces, a.namespace)
-	}
+// narrowing lists, from the widest scope to the narrowest, the objects that hold for the asker's workload: the root
+// namespace's, its own namespace's, and its own namespace's that selects it. In each scope the oldest counts alone.
+func narrowing[T mesh.Object](a *asking, of func(namespace string) []T, selector func(T) mesh.Labels) []T {
 	var out []T
-	for _, ns := range namespaces {
-		for _, p := range of(ns) {
-			if s := selector(p); s == nil || a.labels().Match(s) {
+	first := func(namespace string, selecting bool) {
+		for _, p := range of(namespace) {
+			if s := selector(p); selecting == (s != nil) && (!selecting || a.labels().Match(s)) {
 				out = append(out, p)
+				return
 			}
 		}
 	}
+	first(a.config.RootNamespace, false)
+	if a.namespace != a.config.RootNamespace {
+		first(a.namespace, false)
+	}
+	first(a.namespace, true)
 	return out
+}
+
+// authzOf lists the policies of a namespace that hold for the asker's workload.
+func (a *asking) authzOf(namespace string) []*mesh.Authz {
+	return slices.DeleteFunc(a.Authz(namespace), func(p *mesh.Authz) bool { return p.Selector != nil && !a.labels().Match(p.Selector) })
 }
 
 // authz gathers the authorization policies for the asker's workload; nil if there is none.
 func (a *asking) authz() *plan.Authz {
+	list := a.authzOf(a.config.RootNamespace)
+	if a.namespace != a.config.RootNamespace {
+		list = append(list, a.authzOf(a.namespace)...)
+	}
 	out := &plan.Authz{}
-	for _, p := range selected(a, a.Authz, func(p *mesh.Authz) mesh.Labels { return p.Selector }) {
+	for _, p := range list {
 		policy := plan.Policy{Name: p.Namespace + "/" + p.Name, DryRun: p.DryRun, Origin: origin(p.Origin, 0)}
 		switch p.Action {
 		case "", "ALLOW":
@@ -40,8 +52,8 @@ func (a *asking) authz() *plan.Authz {
 		case "AUDIT":
 			policy.Action = plan.ActionAudit
 		default:
-			// An external authorizer that cannot be asked must not leave the door open.
-			policy.Action = plan.ActionDeny
+			// CUSTOM: an external authorizer that cannot be asked must not leave the door open.
+			policy.Action, policy.DryRun = plan.ActionDeny, false
 		}
 		for i := range p.Rules {
 			policy.Rules = append(policy.Rules, policyRule(&p.Rules[i]))
@@ -144,39 +156,33 @@ func ports(values []string) []uint16 {
 	return out
 }
 
-// authn lists the peer authentications for the asker's workload from the widest to the narrowest: mesh, namespace,
-// workload. In each scope the oldest counts alone.
+// authn lists the peer authentications for the asker's workload from the widest to the narrowest.
 func (a *asking) authn() []*mesh.Authn {
-	var out []*mesh.Authn
-	scope := func(namespace string, selecting bool) {
-		for _, p := range a.Authn(namespace) {
-			if selecting == (p.Selector != nil) && (!selecting || a.labels().Match(p.Selector)) {
-				out = append(out, p)
-				return
+	return narrowing(a, a.Authn, func(p *mesh.Authn) mesh.Labels { return p.Selector })
+}
+
+// peerModes is what encryption the asker's workload demands, and which policy says so: on ports with a setting of
+// their own, and on all others (port 0).
+func (a *asking) peerModes() map[uint16]peerMode {
+	rest := peerMode{mode: plan.TLSPermissive}
+	out := map[uint16]peerMode{}
+	for _, p := range a.authn() {
+		if p.Mode != mesh.MTLSUnset {
+			rest = peerMode{tlsMode(p.Mode), origin(p.Origin, 0)}
+		}
+		for port, m := range p.Ports {
+			if p.Selector != nil && m != mesh.MTLSUnset { // ports count only in a workload's own policy
+				out[port] = peerMode{tlsMode(m), origin(p.Origin, 0)}
 			}
 		}
 	}
-	scope(a.config.RootNamespace, false)
-	if a.namespace != a.config.RootNamespace {
-		scope(a.namespace, false)
-	}
-	scope(a.namespace, true)
+	out[0] = rest
 	return out
 }
 
-// peerMode is what encryption the asker's workload demands on a port (0: on ports without a setting of their own),
-// and the policy that says so.
-func (a *asking) peerMode(port uint16) (plan.TLSMode, plan.Origin) {
-	mode, from := mesh.MTLSPermissive, plan.Origin{}
-	for _, p := range a.authn() {
-		if p.Mode != mesh.MTLSUnset {
-			mode, from = p.Mode, origin(p.Origin, 0)
-		}
-		if m, ok := p.Ports[port]; ok && p.Selector != nil && m != mesh.MTLSUnset {
-			mode, from = m, origin(p.Origin, 0)
-		}
-	}
-	return tlsMode(mode), from
+type peerMode struct {
+	mode   plan.TLSMode
+	origin plan.Origin
 }
 
 func tlsMode(m mesh.MTLSMode) plan.TLSMode {
@@ -188,18 +194,4 @@ func tlsMode(m mesh.MTLSMode) plan.TLSMode {
 	default:
 		return plan.TLSPermissive
 	}
-}
-
-// portModes lists the ports with a setting of their own.
-func (a *asking) portModes() map[uint16]plan.TLSMode {
-	out := map[uint16]plan.TLSMode{}
-	for _, p := range a.authn() {
-		if p.Selector == nil {
-			continue
-		}
-		for port := range p.Ports {
-			out[port], _ = a.peerMode(port)
-		}
-	}
-	return out
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/lateen-mesh/lateen/mesh"
@@ -20,15 +21,15 @@ type Key struct {
 }
 
 // Cache keeps answers that are in use and knows what each depends on, so that a
-// change of the mesh costs only what depends on it. Askers of one scope share
-// answers, and all scopes of a role and namespace share those that depend on
-// nothing more.
+// change of the mesh costs only what depends on it. Askers share an answer when
+// they are alike in all that it depends on: those of a role and namespace share
+// most.
 type Cache struct {
 	mu     sync.Mutex
 	snap   *mesh.Snapshot
-	askers map[string]*Asker
+	scopes map[string]*scope
 	held   map[Key]*answer
-	shared map[Key]*answer // by the scope of role and namespace alone
+	shared map[Key]*answer // by the part of the scope that the answer depends on
 	deps   map[mesh.Dep]map[*answer]struct{}
 	stats  Stats
 }
@@ -39,40 +40,31 @@ type Stats struct {
 	Changed  uint64 // of those, how many differed from what they replaced
 }
 
+// scope is an asker that holds answers.
+type scope struct {
+	asker Asker
+	held  int // answers
+}
+
 // answer is one compiled resource, or list of names, in use.
 type answer struct {
-	key      Key // with the wide scope if shared
-	asker    *Asker
-	res      plan.Resource
-	names    []string
-	personal bool
-	deps     []mesh.Dep
-	users    map[Key]struct{} // the keys it answers
+	key   Key // in shared
+	res   plan.Resource
+	names []string
+	deps  []mesh.Dep
+	users map[Key]struct{} // the keys it answers
 }
 
 // NewCache starts with an empty mesh.
 func NewCache() *Cache {
 	return &Cache{
-		snap: &mesh.Snapshot{}, askers: map[string]*Asker{}, held: map[Key]*answer{}, shared: map[Key]*answer{},
+		snap: &mesh.Snapshot{}, scopes: map[string]*scope{}, held: map[Key]*answer{}, shared: map[Key]*answer{},
 		deps: map[mesh.Dep]map[*answer]struct{}{},
 	}
 }
 
-// ScopeOf registers an asker and returns the name of its scope: askers of one scope get the same answers.
-func (c *Cache) ScopeOf(a Asker) string {
-	scope := a.Role.String() + "/" + a.Namespace + "/" + a.Workload + "@" + a.Locality
-	for _, k := range slices.Sorted(maps.Keys(a.Labels)) {
-		scope += "," + k + "=" + a.Labels[k]
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.askers[scope] == nil {
-		c.askers[scope] = &a
-	}
-	return scope
-}
-
-func wide(a *Asker) string { return a.Role.String() + "/" + a.Namespace }
+// ScopeOf returns the name of an asker's scope: askers of one scope get the same answers.
+func (*Cache) ScopeOf(a Asker) string { return a.scope(usesAll) }
 
 // Get returns the answer to a key, nil if there is none, and holds it until Forget.
 func (c *Cache) Get(k Key) plan.Resource {
@@ -94,44 +86,54 @@ func (c *Cache) Names(scope string, kind plan.Kind) []string {
 	return nil
 }
 
+// get answers a key and holds the answer; nil for a key whose scope ScopeOf has not made.
 func (c *Cache) get(k Key) *answer {
 	if a := c.held[k]; a != nil {
 		return a
 	}
-	asker := c.askers[k.Scope]
-	if asker == nil {
-		return nil
+	s := c.scopes[k.Scope]
+	if s == nil {
+		asker, ok := parseScope(k.Scope)
+		if !ok {
+			return nil
+		}
+		s = &scope{asker: asker}
+		c.scopes[k.Scope] = s
 	}
-	general := Key{Scope: wide(asker), Kind: k.Kind, Name: k.Name}
-	if a := c.shared[general]; a != nil {
-		c.hold(k, a)
-		return a
+	a := c.find(s, k)
+	if a == nil {
+		a = c.compile(s, k)
+		c.shared[a.key] = a
 	}
-	a := &answer{key: k, asker: asker, users: map[Key]struct{}{}}
-	c.compile(a)
-	if !a.personal {
-		a.key = general
-		c.shared[general] = a
-	}
-	c.hold(k, a)
+	c.held[k] = a
+	a.users[k] = struct{}{}
+	s.held++
 	return a
 }
 
-func (c *Cache) hold(k Key, a *answer) {
-	c.held[k] = a
-	a.users[k] = struct{}{}
+// find looks for the answer that an asker alike in what it depends on has got. What an answer depends on follows
+// from the mesh and from the values that it depends on, so at most one of the parts of the scope leads to one.
+func (c *Cache) find(s *scope, k Key) *answer {
+	for u := range usesAll + 1 {
+		if a := c.shared[Key{s.asker.scope(u), k.Kind, k.Name}]; a != nil {
+			return a
+		}
+	}
+	return nil
 }
 
 // compile answers anew and records what the answer depends on.
-func (c *Cache) compile(a *answer) {
+func (c *Cache) compile(s *scope, k Key) *answer {
 	v := mesh.NewView(c.snap)
-	if a.key.Name == "" {
-		a.names, a.res, a.personal = Names(v, a.asker, a.key.Kind), nil, true
+	a := &answer{users: map[Key]struct{}{}}
+	q := newAsking(v, &s.asker)
+	if k.Name == "" {
+		a.names = q.names(k.Kind)
 	} else {
-		a.res, a.personal = Compile(v, a.asker, a.key.Kind, a.key.Name)
+		a.res = q.resource(k.Kind, k.Name)
 	}
 	c.stats.Compiled++
-	c.unlink(a)
+	a.key = Key{s.asker.scope(q.uses), k.Kind, k.Name}
 	a.deps = v.Deps()
 	for _, d := range a.deps {
 		if c.deps[d] == nil {
@@ -139,15 +141,18 @@ func (c *Cache) compile(a *answer) {
 		}
 		c.deps[d][a] = struct{}{}
 	}
+	return a
 }
 
-func (c *Cache) unlink(a *answer) {
+// drop takes an answer out of everything but held.
+func (c *Cache) drop(a *answer) {
 	for _, d := range a.deps {
 		delete(c.deps[d], a)
 		if len(c.deps[d]) == 0 {
 			delete(c.deps, d)
 		}
 	}
+	delete(c.shared, a.key)
 }
 
 // Forget lets go of an answer that nobody wants any more.
@@ -158,13 +163,19 @@ func (c *Cache) Forget(k Key) {
 	if a == nil {
 		return
 	}
-	delete(c.held, k)
+	c.release(k)
 	delete(a.users, k)
 	if len(a.users) == 0 {
-		c.unlink(a)
-		if c.shared[a.key] == a {
-			delete(c.shared, a.key)
-		}
+		c.drop(a)
+	}
+}
+
+func (c *Cache) release(k Key) {
+	delete(c.held, k)
+	if s := c.scopes[k.Scope]; s.held > 1 {
+		s.held--
+	} else {
+		delete(c.scopes, k.Scope)
 	}
 }
 
@@ -179,46 +190,35 @@ func (c *Cache) Set(snap *mesh.Snapshot, touched []mesh.Dep) []Key {
 	for _, d := range touched {
 		maps.Copy(stale, c.deps[d])
 	}
-	var changed []Key
+	// All that is stale goes before anything is asked again, so that nobody finds it.
+	before := map[Key]*answer{}
 	for a := range stale {
-		before, names := a.res, a.names
-		shared := !a.personal
-		c.compile(a)
-		if shared && a.personal {
-			changed = append(changed, c.split(a)...)
-			continue
-		}
-		if a.key.Name == "" && slices.Equal(names, a.names) || a.key.Name != "" && reflect.DeepEqual(before, a.res) {
-			if a.key.Name != "" {
-				a.res = before // the same pointer: whatever was encoded from it stays valid
-			}
-			continue
-		}
-		c.stats.Changed++
+		c.drop(a)
 		for k := range a.users {
-			changed = append(changed, k)
+			before[k] = a
+			c.release(k)
 		}
 	}
+	var changed []Key
+	differ := map[*answer]struct{}{}
+	for k, old := range before {
+		now := c.get(k)
+		if now.same(old) {
+			now.res, now.names = old.res, old.names // the same pointers: whatever was encoded from them stays valid
+			continue
+		}
+		differ[now] = struct{}{}
+		changed = append(changed, k)
+	}
+	c.stats.Changed += uint64(len(differ))
 	slices.SortFunc(changed, func(x, y Key) int {
-		return cmp.Or(cmp.Compare(x.Scope, y.Scope), cmp.Compare(x.Kind, y.Kind), cmp.Compare(x.Name, y.Name))
+		return cmp.Or(strings.Compare(x.Scope, y.Scope), cmp.Compare(x.Kind, y.Kind), strings.Compare(x.Name, y.Name))
 	})
 	return changed
 }
 
-// split gives each user of an answer that was shared, and can be no longer, one of its own.
-func (c *Cache) split(a *answer) []Key {
-	c.unlink(a)
-	delete(c.shared, a.key)
-	var keys []Key
-	for k := range a.users {
-		keys = append(keys, k)
-		delete(c.held, k)
-	}
-	for _, k := range keys {
-		c.get(k)
-	}
-	c.stats.Changed++
-	return keys
+func (a *answer) same(b *answer) bool {
+	return a.res == b.res && slices.Equal(a.names, b.names) || a.res != nil && b.res != nil && reflect.DeepEqual(a.res, b.res)
 }
 
 // Snapshot is the mesh that the answers are about.
@@ -235,7 +235,7 @@ func (c *Cache) Stats() Stats {
 	return c.stats
 }
 
-// Keys lists the keys that are held.
+// Keys lists the keys that are held, in no order.
 func (c *Cache) Keys() []Key {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -15,7 +15,7 @@ const inboundSource = "127.0.0.6"
 
 // cluster describes a group of endpoints: "outbound|port|subset|host" or "inbound|port||".
 func (a *asking) cluster(name string) *plan.Cluster {
-	if c := fixedCluster(name); c != nil {
+	if c := a.fixedCluster(name); c != nil {
 		return c
 	}
 	port, subset, host, ok := splitCluster(name)
@@ -37,16 +37,14 @@ func (a *asking) cluster(name string) *plan.Cluster {
 	policy := t.merged(subset, port)
 	c := &plan.Cluster{
 		Name: name, Protocol: protocol(p.Protocol), External: s.External, Subset: subset, Service: serviceName(s),
-		Origin: t.origin(),
+		Origin: t.origin(subset),
 	}
 	a.discovery(c, s, p)
-	a.balance(c, policy.Balance)
+	a.balance(c, s, policy)
 	a.clientTLS(c, s, p, subset, policy.TLS)
 	connections(c, policy.Connections)
-	if policy.Connections == nil && a.config.H2Upgrade || policy.Connections != nil && policy.Connections.H2Upgrade == "UPGRADE" {
-		if c.Protocol == plan.ProtocolHTTP || c.Protocol == plan.ProtocolAuto {
-			c.Protocol = plan.ProtocolHTTP2
-		}
+	if c.Protocol == plan.ProtocolHTTP && a.upgrade(policy.Connections) {
+		c.Protocol = plan.ProtocolHTTP2
 	}
 	if b := policy.RetryBudget; b != nil {
 		c.Limits.RetryBudget, c.Limits.RetryBudgetMin = b.Percent, b.Min
@@ -56,8 +54,17 @@ func (a *asking) cluster(name string) *plan.Cluster {
 	return c
 }
 
-// fixedCluster is a cluster that depends on nothing.
-func fixedCluster(name string) *plan.Cluster {
+// upgrade reports whether HTTP/1.1 is to be sent on as HTTP/2.
+func (a *asking) upgrade(p *mesh.Connections) bool {
+	if p == nil || p.H2Upgrade == "" || p.H2Upgrade == "DEFAULT" {
+		return a.config.H2Upgrade
+	}
+	return p.H2Upgrade == "UPGRADE"
+}
+
+// fixedCluster is a cluster that leads to no service of the mesh: to where the connection wanted to go, to nowhere, or
+// to the asker's own workload.
+func (a *asking) fixedCluster(name string) *plan.Cluster {
 	switch name {
 	case plan.ClusterPassthrough:
 		return &plan.Cluster{Name: name, Discovery: plan.DiscoverOriginalDst, External: true, Service: plan.ServiceName{Name: name}}
@@ -66,13 +73,18 @@ func fixedCluster(name string) *plan.Cluster {
 	case plan.ClusterBlackHole:
 		return &plan.Cluster{Name: name, Discovery: plan.DiscoverNothing, Service: plan.ServiceName{Name: name}}
 	}
-	parts := strings.Split(name, "|")
-	if len(parts) == 4 && parts[0] == "inbound" && parts[2] == "" && parts[3] == "" {
-		if _, err := strconv.ParseUint(parts[1], 10, 16); err == nil {
-			return &plan.Cluster{Name: name, Discovery: plan.DiscoverOriginalDst, BindSource: inboundSource}
+	text, ok := strings.CutPrefix(name, "inbound|")
+	port, err := strconv.ParseUint(strings.TrimSuffix(text, "||"), 10, 16)
+	if !ok || err != nil || name != inboundCluster(uint16(port)) || a.role != Sidecar {
+		return nil
+	}
+	c := &plan.Cluster{Name: name, Discovery: plan.DiscoverOriginalDst, BindSource: inboundSource}
+	for _, p := range a.inboundPorts() {
+		if p.port == uint16(port) {
+			c.Protocol, c.Service = protocol(p.spec.Protocol), serviceName(p.service)
 		}
 	}
-	return nil
+	return c
 }
 
 func (a *asking) discovery(c *plan.Cluster, s *mesh.Service, p mesh.Port) {
@@ -93,14 +105,20 @@ func (a *asking) discovery(c *plan.Cluster, s *mesh.Service, p mesh.Port) {
 				c.Addresses = append(c.Addresses, plan.Address{Host: host, Port: targetPort(p, w), Weight: w.Weight, Locality: w.Locality})
 			}
 		}
-		if len(c.Addresses) == 0 && !strings.HasPrefix(s.Host, "*") {
+		if len(c.Addresses) == 0 && s.Selector == nil && !strings.HasPrefix(s.Host, "*") {
 			c.Addresses = []plan.Address{{Host: s.Host, Port: targetPort(p, &mesh.Workload{})}}
 		}
 	}
 }
 
-func (a *asking) balance(c *plan.Cluster, b *mesh.Balance) {
+func (a *asking) balance(c *plan.Cluster, s *mesh.Service, policy mesh.TrafficPolicy) {
+	b := policy.Balance
 	if b == nil {
+		b = &mesh.Balance{}
+	}
+	a.localities(c, b.Locality, policy.Outlier != nil)
+	if s.Headless && a.role == Sidecar {
+		c.Balance.Algorithm = plan.OriginalDestination // the client has chosen a workload by its address
 		return
 	}
 	switch b.Simple {
@@ -123,11 +141,18 @@ func (a *asking) balance(c *plan.Cluster, b *mesh.Balance) {
 		}
 		c.Balance.HashOn = []plan.HashOn{on}
 	}
-	l := b.Locality
-	if l == nil || l.Enabled != nil && !*l.Enabled {
+}
+
+// localities makes the asker's own locality count. Without a word about it localities fail over to each other,
+// which takes outlier detection to know when.
+func (a *asking) localities(c *plan.Cluster, l *mesh.Locality, outliers bool) {
+	if l == nil {
+		l = &mesh.Locality{}
+	}
+	if l.Enabled != nil && !*l.Enabled || !outliers && len(l.Distribute) == 0 || a.locality() == "" {
 		return
 	}
-	c.Balance.Locality, c.Balance.From, c.Balance.Failover = true, a.locality(), l.Failover
+	c.Balance.Locality, c.Balance.From, c.Balance.Failover = outliers, a.locality(), l.Failover
 	for _, d := range l.Distribute {
 		if localityFits(d.From, c.Balance.From) {
 			c.Balance.Distribute = d.To
@@ -167,6 +192,9 @@ func (a *asking) clientTLS(c *plan.Cluster, s *mesh.Service, p mesh.Port, subset
 			Mode: plan.ClientTLSSimple, SNI: t.SNI, Identities: t.SubjectAltNames,
 			CAFile: t.CAFile, CertFile: t.CertFile, KeyFile: t.KeyFile,
 		}
+		if len(t.SubjectAltNames) == 0 {
+			c.TLS.Identities = s.SubjectAltNames
+		}
 		if t.Mode == "MUTUAL" {
 			c.TLS.Mode = plan.ClientTLSMutual
 		}
@@ -183,11 +211,10 @@ func (a *asking) clientTLS(c *plan.Cluster, s *mesh.Service, p mesh.Port, subset
 // identities lists the SPIFFE IDs that may answer for a service: those of its workloads, and what it lists itself.
 func (a *asking) identities(s *mesh.Service) []string {
 	ids := slices.Concat(s.ServiceAccounts, s.SubjectAltNames)
-	for _, w := range a.Workloads(s) {
-		if w.ServiceAccount != "" {
-			for _, td := range append([]string{a.config.TrustDomain}, a.config.TrustDomainAliases...) {
-				ids = append(ids, spiffe(td, w.Namespace, w.ServiceAccount))
-			}
+	for _, account := range a.Accounts(s) {
+		namespace, name, _ := strings.Cut(account, "/")
+		for _, td := range append([]string{a.config.TrustDomain}, a.config.TrustDomainAliases...) {
+			ids = append(ids, spiffe(td, namespace, name))
 		}
 	}
 	slices.Sort(ids)

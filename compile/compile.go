@@ -23,74 +23,59 @@ import (
 // clusterDomain is the domain of Kubernetes services.
 const clusterDomain = "svc.cluster.local"
 
-// Role is what kind of data plane asks.
-type Role uint8
-
-// The roles.
-const (
-	Sidecar Role = iota
-	Gateway
-	// GRPC is a gRPC client that does without a proxy.
-	GRPC
-)
-
-var roleNames = [...]string{"sidecar", "gateway", "grpc"}
-
-// String returns the role's name in lower case.
-func (r Role) String() string { return roleNames[r] }
-
-// Asker is who asks. What of it an answer depends on, beyond role and
-// namespace, is recorded, so that answers can be shared by all askers that are
-// alike in it.
-type Asker struct {
-	Role      Role
-	Namespace string
-	Workload  string // its name in the namespace
-	Labels    mesh.Labels
-	Locality  string
-}
-
 // asking is one question under way.
 type asking struct {
 	*mesh.View
 	role      Role
 	namespace string
-	asker     *Asker
-	// personal is set once the answer depends on more than role and namespace.
-	personal bool
-	config   *mesh.Config
+	asker     *Asker // read through labels, locality and workload only
+	uses      uses
+	config    *mesh.Config
+}
+
+func newAsking(v *mesh.View, who *Asker) *asking {
+	return &asking{View: v, role: who.Role, namespace: who.Namespace, asker: who, config: v.Config()}
 }
 
 func (a *asking) labels() mesh.Labels {
-	a.personal = true
+	a.uses |= usesLabels
 	return a.asker.Labels
 }
 
 func (a *asking) locality() string {
-	a.personal = true
+	a.uses |= usesLocality
 	return a.asker.Locality
+}
+
+func (a *asking) workload() string {
+	a.uses |= usesWorkload
+	return a.asker.Workload
 }
 
 // Compile makes the resource of that kind and name; nil if there is none.
 // personal reports whether the answer holds for this asker only and not for all of its role and namespace.
 func Compile(v *mesh.View, who *Asker, kind plan.Kind, name string) (res plan.Resource, personal bool) {
-	a := &asking{View: v, role: who.Role, namespace: who.Namespace, asker: who}
-	a.config = v.Config()
+	a := newAsking(v, who)
+	res = a.resource(kind, name)
+	return res, a.uses != 0
+}
+
+func (a *asking) resource(kind plan.Kind, name string) plan.Resource {
 	switch kind {
 	case plan.KindListener:
-		res = orNil(a.listener(name))
+		return orNil(a.listener(name))
 	case plan.KindRoute:
-		res = orNil(a.route(name))
+		return orNil(a.route(name))
 	case plan.KindCluster:
-		res = orNil(a.cluster(name))
+		return orNil(a.cluster(name))
 	case plan.KindEndpoints:
-		res = orNil(a.endpoints(name))
+		return orNil(a.endpoints(name))
 	case plan.KindSecret:
-		res = orNil(a.secret(name))
+		return orNil(a.secret(name))
 	case plan.KindName:
-		res = orNil(a.name(name))
+		return orNil(a.name(name))
 	}
-	return res, a.personal
+	return nil
 }
 
 // orNil makes an untyped nil of a nil pointer.
@@ -104,17 +89,17 @@ func orNil[T any, P interface {
 	return p
 }
 
-// Names lists the resources of a kind that an asker gets without naming them: what Envoy and gateways subscribe to.
-func Names(v *mesh.View, who *Asker, kind plan.Kind) []string {
-	a := &asking{View: v, role: who.Role, namespace: who.Namespace, asker: who}
-	a.config = v.Config()
-	switch kind {
-	case plan.KindListener:
-		if who.Role == Gateway {
-			return a.gatewayListeners()
-		}
+// Names lists the resources of a kind that an asker gets without naming them, sorted: what Envoy and gateways
+// subscribe to.
+func Names(v *mesh.View, who *Asker, kind plan.Kind) []string { return newAsking(v, who).names(kind) }
+
+func (a *asking) names(kind plan.Kind) []string {
+	switch {
+	case kind == plan.KindListener && a.role == Gateway:
+		return a.gatewayListeners()
+	case kind == plan.KindListener:
 		return a.sidecarListeners()
-	case plan.KindCluster:
+	case kind == plan.KindCluster:
 		return a.clusterNames()
 	}
 	return nil
@@ -183,8 +168,6 @@ func (a *asking) hosts(written string) []string {
 		out = append(out, written+"."+clusterDomain)
 	case strings.HasSuffix(written, ".svc"):
 		out = append(out, written+".cluster.local")
-	case dots == 2 && strings.HasSuffix(written, ".svc.cluster"):
-		out = append(out, written+".local")
 	}
 	return out
 }

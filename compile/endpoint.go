@@ -21,7 +21,7 @@ func (a *asking) endpoints(name string) *plan.Endpoints {
 		return nil
 	}
 	p, ok := s.Port(port)
-	if !ok {
+	if !ok || p.Protocol == mesh.UDP {
 		return nil
 	}
 	labels, known := a.subset(s, subset)

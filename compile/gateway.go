@@ -1,7 +1,9 @@
 package compile
 
 import (
+	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +19,11 @@ type gatewayServer struct {
 	index   int
 }
 
+// name names the gateway as routes do.
 func (g gatewayServer) name() string { return g.gateway.Namespace + "/" + g.gateway.Name }
+
+// route names the server itself.
+func (g gatewayServer) route() string { return g.name() + "/" + strconv.Itoa(g.index) }
 
 // servers lists the servers on a port, of the oldest gateway first.
 func (a *asking) servers(port uint16) []gatewayServer {
@@ -66,13 +72,16 @@ func (a *asking) gatewayListener(name, portText string) *plan.Listener {
 	plain := false
 	for _, s := range servers {
 		switch {
-		case s.server.TLS != nil && s.server.Protocol != mesh.HTTP:
-			l.Chains = append(l.Chains, a.tlsChains(s, policy)...)
 		case s.server.Protocol.IsHTTP():
 			if !plain {
-				l.Chains = append(l.Chains, a.plainChain(name, s, policy, servers))
+				l.Chains = append(l.Chains, plan.Chain{
+					Name: name, Protocol: protocol(s.server.Protocol), HTTP: a.gatewayHTTP(name), Authz: policy,
+					Origin: origin(s.gateway.Origin, s.server.Line),
+				})
 			}
 			plain = true
+		case s.server.TLS != nil:
+			l.Chains = append(l.Chains, a.tlsChains(s, policy)...)
 		default:
 			l.Chains = append(l.Chains, a.gatewayTCP(s, policy)...)
 		}
@@ -87,16 +96,6 @@ func (a *asking) gatewayHTTP(route string) *plan.HTTP {
 	}
 }
 
-func (a *asking) plainChain(name string, s gatewayServer, policy *plan.Authz, all []gatewayServer) plan.Chain {
-	c := plan.Chain{Name: name, Protocol: protocol(s.server.Protocol), HTTP: a.gatewayHTTP(name), Authz: policy, Origin: origin(s.gateway.Origin, s.server.Line)}
-	for _, x := range all {
-		if x.server.TLS != nil && x.server.TLS.Redirect && x.server.Protocol.IsHTTP() {
-			c.TLS.RedirectHTTPS = true
-		}
-	}
-	return c
-}
-
 // tlsChains ends, or passes on, the TLS of one server's hosts.
 func (a *asking) tlsChains(s gatewayServer, policy *plan.Authz) []plan.Chain {
 	var sni []string
@@ -105,25 +104,27 @@ func (a *asking) tlsChains(s gatewayServer, policy *plan.Authz) []plan.Chain {
 	}
 	t := s.server.TLS
 	c := plan.Chain{
-		Name: s.name() + "/" + strconv.Itoa(s.index), Match: plan.ChainMatch{SNI: sni}, Authz: policy,
+		Name: s.route(), Match: plan.ChainMatch{SNI: sni}, Authz: policy,
 		Origin: origin(s.gateway.Origin, s.server.Line),
 		TLS: plan.ServerTLS{
 			SubjectAltNames: t.SubjectAltNames, MinVersion: t.MinVersion, MaxVersion: t.MaxVersion, CipherSuites: t.CipherSuites,
 			CertFile: t.CertFile, KeyFile: t.KeyFile, CAFile: t.CAFile,
 		},
 	}
-	if t.Credential != "" {
-		c.TLS.Secret = secretPrefix + s.gateway.Namespace + "/" + t.Credential
+	if t.Credential != "" && t.Mode != "ISTIO_MUTUAL" {
+		c.TLS.Secret = secretPrefix + a.namespace + "/" + t.Credential
 	}
 	switch t.Mode {
-	case "PASSTHROUGH", "AUTO_PASSTHROUGH", "":
+	case "PASSTHROUGH", "":
 		return a.passthrough(s, policy)
+	case "AUTO_PASSTHROUGH":
+		return nil // routing by the mesh's own server names joins networks, of which there is one so far
 	case "MUTUAL":
 		c.TLS.Mode = plan.TLSMutual
 	case "OPTIONAL_MUTUAL":
 		c.TLS.Mode = plan.TLSOptional
 	case "ISTIO_MUTUAL":
-		c.TLS.Mode, c.TLS.Secret = plan.TLSMesh, ""
+		c.TLS.Mode = plan.TLSMesh
 	default:
 		c.TLS.Mode = plan.TLSSimple
 	}
@@ -145,11 +146,13 @@ func (a *asking) passthrough(s gatewayServer, policy *plan.Authz) []plan.Chain {
 	for _, r := range a.GatewayRoutes(s.name()) {
 		for i := range r.TLS {
 			rule := &r.TLS[i]
-			for _, m := range a.l4Matches(rule.Matches, r, s.name(), s.server.Port) {
-				m.SNI = slices.DeleteFunc(slices.Clone(m.SNI), func(h string) bool { return !s.carries(r, h) })
-				if len(m.SNI) > 0 {
-					c := a.l4Chain(r, rule.Line, rule.Routes, m, nil, mesh.Port{Number: s.server.Port})
-					c.Authz = policy
+			for _, c := range a.l4Chain(r, s.name(), rule.Line, rule.Matches, rule.Routes, s.server.Port) {
+				var names []string
+				for _, h := range c.Match.SNI {
+					names = append(names, a.bound(s, r, h)...)
+				}
+				if len(names) > 0 {
+					c.Match.SNI, c.Authz = names, policy
 					out = append(out, c)
 				}
 			}
@@ -162,10 +165,12 @@ func (a *asking) passthrough(s gatewayServer, policy *plan.Authz) []plan.Chain {
 func (a *asking) gatewayTCP(s gatewayServer, policy *plan.Authz) []plan.Chain {
 	var out []plan.Chain
 	for _, r := range a.GatewayRoutes(s.name()) {
+		if !slices.ContainsFunc(r.Hosts, func(h string) bool { return len(a.bound(s, r, h)) > 0 }) {
+			continue
+		}
 		for i := range r.TCP {
 			rule := &r.TCP[i]
-			for _, m := range a.l4Matches(rule.Matches, r, s.name(), s.server.Port) {
-				c := a.l4Chain(r, rule.Line, rule.Routes, m, nil, mesh.Port{Number: s.server.Port})
+			for _, c := range a.l4Chain(r, s.name(), rule.Line, rule.Matches, rule.Routes, s.server.Port) {
 				c.Authz = policy
 				out = append(out, c)
 			}
@@ -174,14 +179,22 @@ func (a *asking) gatewayTCP(s gatewayServer, policy *plan.Authz) []plan.Chain {
 	return out
 }
 
-// carries reports whether the server's hosts let a route of that namespace have a host.
-func (s gatewayServer) carries(r *mesh.Route, host string) bool {
-	if !r.Visibility.Sees(s.gateway.Namespace) {
-		return false
+// bound lists what a route gets of a host on a server: the narrower of the host and each of the server's hosts that
+// are open to the route's namespace. The gateway's workload has to see the route.
+func (a *asking) bound(s gatewayServer, r *mesh.Route, host string) []string {
+	if !r.Visibility.Sees(a.namespace) {
+		return nil
 	}
-	return slices.ContainsFunc(s.server.Hosts, func(h mesh.GatewayHost) bool {
-		return (h.Namespace == "" || h.Namespace == "*" || h.Namespace == r.Namespace) && overlap(h.Host, host) != ""
-	})
+	var out []string
+	for _, h := range s.server.Hosts {
+		if h.Namespace != "*" && h.Namespace != r.Namespace {
+			continue
+		}
+		if both := overlap(h.Host, host); both != "" && !slices.Contains(out, both) {
+			out = append(out, both)
+		}
+	}
+	return out
 }
 
 // overlap is the narrower of two host patterns if one holds the other, else empty.
@@ -214,66 +227,84 @@ func (a *asking) gatewayRoute(name, rest string) *plan.Route {
 	if err != nil {
 		return nil
 	}
-	port := uint16(n)
-	out := &plan.Route{Name: name}
-	hosts := map[string]*plan.VirtualHost{}
-	var order []string
+	hosts := gatewayHosts{port: uint16(n), byName: map[string]*plan.VirtualHost{}}
 	found := false
-	for _, s := range a.servers(port) {
-		plain := s.server.TLS == nil || s.server.Protocol.IsHTTP()
-		if one && server != s.name()+"/"+strconv.Itoa(s.index) || !one && !(plain && s.server.Protocol.IsHTTP()) {
+	for _, s := range a.servers(hosts.port) {
+		if plain := s.server.Protocol.IsHTTP(); one == plain || one && server != s.route() {
 			continue
 		}
 		found = true
 		for _, r := range a.GatewayRoutes(s.name()) {
-			for _, h := range a.gatewayHosts(s, r) {
-				v := hosts[h]
-				if v == nil {
-					v = &plan.VirtualHost{Name: h + ":" + portText, Domains: gatewayDomains(h, port)}
-					hosts[h] = v
-					order = append(order, h)
+			if len(r.HTTP) == 0 {
+				continue
+			}
+			rules := a.rules(r, s.name(), hosts.port)
+			for _, h := range r.Hosts {
+				for _, both := range a.bound(s, r, h) {
+					hosts.add(both, rules)
 				}
-				for _, rule := range a.rules(r, s.name(), port) {
-					// A server can select a route twice, through two of its hosts.
-					if !slices.ContainsFunc(v.Rules, func(x plan.Rule) bool { return x.Origin == rule.Origin && x.Match.String() == rule.Match.String() }) {
-						v.Rules = append(v.Rules, rule)
-					}
-				}
+			}
+		}
+		if s.server.TLS != nil && s.server.TLS.Redirect {
+			for _, h := range s.server.Hosts {
+				hosts.add(h.Host, nil)
+				hosts.requireTLS(h.Host)
 			}
 		}
 	}
 	if !found {
 		return nil
 	}
-	slices.Sort(order)
-	for _, h := range order {
-		out.Hosts = append(out.Hosts, *hosts[h])
+	return &plan.Route{Name: name, Hosts: hosts.list()}
+}
+
+// gatewayHosts gathers the virtual hosts of a port.
+type gatewayHosts struct {
+	port   uint16
+	byName map[string]*plan.VirtualHost
+}
+
+// add gives a host more rules; those that it has already, through another server, count once.
+func (g *gatewayHosts) add(host string, rules []plan.Rule) {
+	v := g.byName[host]
+	if v == nil {
+		v = &plan.VirtualHost{Name: host + ":" + strconv.Itoa(int(g.port)), Domains: []string{host}}
+		if !strings.HasPrefix(host, "*") {
+			v.Domains = append(v.Domains, v.Name)
+		}
+		g.byName[host] = v
+	}
+	for _, rule := range rules {
+		if !slices.ContainsFunc(v.Rules, func(x plan.Rule) bool { return reflect.DeepEqual(x, rule) }) {
+			v.Rules = append(v.Rules, rule)
+		}
+	}
+}
+
+// requireTLS sends plaintext requests for the hosts of a server to https.
+func (g *gatewayHosts) requireTLS(pattern string) {
+	for host, v := range g.byName {
+		v.RequireTLS = v.RequireTLS || overlap(pattern, host) == host
+	}
+}
+
+// list orders the hosts by name, and in each the rules for everything, of whatever route, last.
+func (g *gatewayHosts) list() []plan.VirtualHost {
+	var out []plan.VirtualHost
+	for _, h := range slices.Sorted(maps.Keys(g.byName)) {
+		v := g.byName[h]
+		slices.SortStableFunc(v.Rules, func(x, y plan.Rule) int { return catchAll(&x) - catchAll(&y) })
+		out = append(out, *v)
 	}
 	return out
 }
 
-// gatewayHosts are the hosts that a route gets on a server.
-func (a *asking) gatewayHosts(s gatewayServer, r *mesh.Route) []string {
-	if !r.Visibility.Sees(s.gateway.Namespace) {
-		return nil
+// catchAll is 1 for a rule that matches every request, else 0.
+func catchAll(r *plan.Rule) int {
+	m := &r.Match
+	everywhere := m.Path.Kind == plan.MatchNone || m.Path.Kind == plan.MatchPrefix && m.Path.Value == "/"
+	if everywhere && m.Method.Kind+m.Scheme.Kind+m.Authority.Kind == plan.MatchNone && len(m.Headers)+len(m.Query) == 0 {
+		return 1
 	}
-	var out []string
-	for _, h := range s.server.Hosts {
-		if h.Namespace != "" && h.Namespace != "*" && h.Namespace != r.Namespace {
-			continue
-		}
-		for _, want := range r.Hosts {
-			if both := overlap(h.Host, want); both != "" && !slices.Contains(out, both) {
-				out = append(out, both)
-			}
-		}
-	}
-	return out
-}
-
-func gatewayDomains(host string, port uint16) []string {
-	if strings.HasPrefix(host, "*") {
-		return []string{host}
-	}
-	return []string{host, host + ":" + strconv.Itoa(int(port))}
+	return 0
 }

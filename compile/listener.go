@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/plan"
@@ -49,14 +50,14 @@ func (a *asking) outbound(name string, addr netip.Addr, port uint16) *plan.Liste
 		p, _ := s.Port(port)
 		return a.outboundService(name, s, p)
 	}
-	var http bool
-	for _, s := range a.ServicesOnPort(a.namespace, port) {
-		p, _ := s.Port(port)
-		http = http || p.Protocol.IsHTTP()
-		if s.Headless && a.owns(s, addr) {
-			return a.outboundService(name, s, p)
+	for _, w := range a.WorkloadsAt(addr) {
+		for _, s := range a.ServicesOf(w.Namespace, w.Labels) {
+			if p, ok := s.Port(port); ok && s.Headless && s.Visibility.Sees(a.namespace) {
+				return a.outboundService(name, s, p)
+			}
 		}
 	}
+	http := a.HTTPPort(a.namespace, port)
 	rest := plan.ClusterPassthrough
 	if a.config.RegistryOnly {
 		rest = plan.ClusterBlackHole
@@ -64,7 +65,7 @@ func (a *asking) outbound(name string, addr netip.Addr, port uint16) *plan.Liste
 	if !http && !a.config.RegistryOnly {
 		return nil // the proxy passes it through by itself
 	}
-	c := plan.Chain{Name: "other", Protocol: plan.ProtocolTCP, TCP: &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: rest}}}}
+	c := plan.Chain{Name: "other", Protocol: plan.ProtocolTCP, TCP: tcp(rest, 0), Service: plan.ServiceName{Name: rest}}
 	if http {
 		// Some service speaks HTTP on this port: requests go by their host, whatever address the client chose.
 		c.Protocol = plan.ProtocolAuto
@@ -73,9 +74,9 @@ func (a *asking) outbound(name string, addr netip.Addr, port uint16) *plan.Liste
 	return &plan.Listener{Name: name, Chains: []plan.Chain{c}, Telemetry: a.telemetry(mesh.ClientSide)}
 }
 
-// owns reports whether an address is that of one of a service's workloads.
-func (a *asking) owns(s *mesh.Service, addr netip.Addr) bool {
-	return slices.ContainsFunc(a.Workloads(s), func(w *mesh.Workload) bool { return slices.Contains(w.Addresses, addr) })
+// tcp sends bytes to one cluster.
+func tcp(cluster string, idle time.Duration) *plan.TCP {
+	return &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: cluster}}, IdleTimeout: idle}
 }
 
 // outboundService is the treatment of connections to a service's port.
@@ -83,50 +84,74 @@ func (a *asking) outboundService(name string, s *mesh.Service, p mesh.Port) *pla
 	if p.Protocol == mesh.UDP {
 		return nil
 	}
-	l := &plan.Listener{Name: name, Telemetry: a.telemetry(mesh.ClientSide)}
-	l.Chains = a.l4Chains(s, p)
-	if len(l.Chains) > 0 && !p.Protocol.IsHTTP() && p.Protocol != mesh.Auto {
-		return l
-	}
 	c := plan.Chain{
 		Name: s.Host, Protocol: protocol(p.Protocol), Service: serviceName(s), Origin: origin(s.Origin, 0),
-		TCP: &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: clusterName(p.Number, "", s.Host)}}},
+		TCP: tcp(clusterName(p.Number, "", s.Host), a.tcpIdle(s, "", p.Number)),
 	}
 	if p.Protocol.IsHTTP() || p.Protocol == mesh.Auto {
-		host := s.Host
-		if strings.HasPrefix(host, "*") {
-			host = ""
-		}
 		c.HTTP = &plan.HTTP{ByHost: true, Peers: true}
-		if host != "" {
-			c.HTTP.Route = host + ":" + strconv.Itoa(int(p.Number))
+		if !strings.HasPrefix(s.Host, "*") {
+			c.HTTP.Route = s.Host + ":" + strconv.Itoa(int(p.Number))
 		}
 	}
-	l.Chains = append(l.Chains, c)
+	l := &plan.Listener{Name: name, Telemetry: a.telemetry(mesh.ClientSide), Chains: a.l4Chains(s, p)}
+	last := len(l.Chains) - 1
+	switch {
+	case last < 0 || anything(l.Chains[last].Match) && c.HTTP == nil:
+	case anything(l.Chains[last].Match): // bytes go as the rules say, requests by their host
+		c.Name, c.TCP, c.Origin = l.Chains[last].Name, l.Chains[last].TCP, l.Chains[last].Origin
+		l.Chains = l.Chains[:last]
+	}
+	if last < 0 || c.HTTP != nil {
+		l.Chains = append(l.Chains, c)
+	}
 	return l
 }
 
-// l4Chains are the chains that the routes' TLS and TCP rules order for a service's port.
+// tcpIdle is how long a connection to a service may be silent; 0: the default.
+func (a *asking) tcpIdle(s *mesh.Service, subset string, port uint16) time.Duration {
+	if c := a.traffic(s).merged(subset, port).Connections; c != nil {
+		return c.IdleTimeout
+	}
+	return 0
+}
+
+// anything reports whether a chain is for every connection.
+func anything(m plan.ChainMatch) bool {
+	return len(m.Ports)+len(m.SNI)+len(m.Destinations)+len(m.Sources) == 0
+}
+
+// l4Chains are the chains that the oldest route with rules for it orders for a service's port: TLS rules where TLS is
+// spoken, TCP rules where it is neither TLS nor HTTP. What comes after a rule for everything is left out.
 func (a *asking) l4Chains(s *mesh.Service, p mesh.Port) []plan.Chain {
 	if p.Protocol.IsHTTP() {
 		return nil
 	}
-	var out []plan.Chain
+	secure := p.Protocol == mesh.TLS || p.Protocol == mesh.HTTPS
 	for _, r := range a.Routes(a.namespace, mesh.GatewayMesh, s.Host) {
+		var out []plan.Chain
 		for i := range r.TLS {
-			rule := &r.TLS[i]
-			for _, m := range a.l4Matches(rule.Matches, r, mesh.GatewayMesh, p.Number) {
-				out = append(out, a.l4Chain(r, rule.Line, rule.Routes, m, s, p))
+			if rule := &r.TLS[i]; secure || p.Protocol == mesh.Auto {
+				out = append(out, a.l4Chain(r, mesh.GatewayMesh, rule.Line, rule.Matches, rule.Routes, p.Number)...)
 			}
 		}
 		for i := range r.TCP {
-			rule := &r.TCP[i]
-			for _, m := range a.l4Matches(rule.Matches, r, mesh.GatewayMesh, p.Number) {
-				out = append(out, a.l4Chain(r, rule.Line, rule.Routes, m, s, p))
+			if rule := &r.TCP[i]; !secure {
+				out = append(out, a.l4Chain(r, mesh.GatewayMesh, rule.Line, rule.Matches, rule.Routes, p.Number)...)
 			}
 		}
+		for i := range out {
+			out[i].Service = serviceName(s)
+			out[i].TCP.IdleTimeout = a.tcpIdle(s, "", p.Number)
+			if anything(out[i].Match) {
+				return out[:i+1]
+			}
+		}
+		if len(out) > 0 {
+			return out
+		}
 	}
-	return out
+	return nil
 }
 
 // l4Matches lists the matches of a rule that apply to this asker, gateway and port; one that matches everything
@@ -155,19 +180,20 @@ func (a *asking) applies(gateways, routeGateways []string, gateway string, label
 	return len(labels) == 0 || a.labels().Match(labels)
 }
 
-func (a *asking) l4Chain(r *mesh.Route, line int, routes []mesh.Destination, m mesh.L4Match, s *mesh.Service, p mesh.Port) plan.Chain {
-	c := plan.Chain{
-		Name: r.Namespace + "/" + r.Name, Protocol: plan.ProtocolTCP, Origin: origin(r.Origin, line),
-		Match: plan.ChainMatch{SNI: m.SNI, Destinations: m.Destinations},
-		TCP:   &plan.TCP{Clusters: a.destinations(routes, p.Number)},
+// l4Chain makes a chain of each match of a TLS or TCP rule that is for this asker, gateway and port.
+func (a *asking) l4Chain(r *mesh.Route, gateway string, line int, matches []mesh.L4Match, to []mesh.Destination, port uint16) []plan.Chain {
+	var out []plan.Chain
+	for _, m := range a.l4Matches(matches, r, gateway, port) {
+		c := plan.Chain{
+			Name: r.Namespace + "/" + r.Name, Protocol: plan.ProtocolTCP, Origin: origin(r.Origin, line),
+			Match: plan.ChainMatch{SNI: m.SNI, Destinations: m.Destinations}, TCP: &plan.TCP{Clusters: a.destinations(to, port)},
+		}
+		if len(m.SNI) > 0 {
+			c.Protocol, c.TLS.Mode = plan.ProtocolTLS, plan.TLSPassthrough
+		}
+		out = append(out, c)
 	}
-	if len(m.SNI) > 0 {
-		c.Protocol, c.TLS.Mode = plan.ProtocolTLS, plan.TLSPassthrough
-	}
-	if s != nil {
-		c.Service = serviceName(s)
-	}
-	return c
+	return out
 }
 
 // inboundPort is a port of the asker's workload that some service leads to.
@@ -180,10 +206,9 @@ type inboundPort struct {
 // inboundPorts lists them by number; the oldest service decides what a port speaks.
 func (a *asking) inboundPorts() []inboundPort {
 	var out []inboundPort
-	w := a.Workload(a.namespace, a.asker.Workload)
-	a.personal = true
+	w := a.Workload(a.namespace, a.workload())
 	if w == nil {
-		w = &mesh.Workload{Namespace: a.namespace, Labels: a.asker.Labels}
+		w = &mesh.Workload{Namespace: a.namespace, Labels: a.labels()}
 	}
 	for _, s := range a.ServicesOf(a.namespace, w.Labels) {
 		for _, p := range s.Ports {
@@ -202,13 +227,16 @@ func inboundCluster(port uint16) string { return "inbound|" + strconv.Itoa(int(p
 // inbound is the treatment of everything that comes to the asker's workload.
 func (a *asking) inbound() *plan.Listener {
 	l := &plan.Listener{Name: plan.ListenerInbound, Direction: plan.Inbound, Telemetry: a.telemetry(mesh.ServerSide)}
-	policy := a.authz()
+	policy, modes := a.authz(), a.peerModes()
 	for _, p := range a.inboundPorts() {
-		mode, from := a.peerMode(p.port)
+		m, own := modes[p.port]
+		if !own {
+			m = modes[0]
+		}
 		c := plan.Chain{
-			Name: strconv.Itoa(int(p.port)), Match: plan.ChainMatch{Ports: []uint16{p.port}}, TLS: plan.ServerTLS{Mode: mode},
-			Protocol: protocol(p.spec.Protocol), Authz: policy, Service: serviceName(p.service), Origin: from,
-			TCP: &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: inboundCluster(p.port)}}},
+			Name: strconv.Itoa(int(p.port)), Match: plan.ChainMatch{Ports: []uint16{p.port}}, TLS: plan.ServerTLS{Mode: m.mode},
+			Protocol: protocol(p.spec.Protocol), Authz: policy, Service: serviceName(p.service), Origin: m.origin,
+			TCP: tcp(inboundCluster(p.port), 0),
 		}
 		if p.spec.Protocol == mesh.TLS || p.spec.Protocol == mesh.HTTPS {
 			c.Protocol = plan.ProtocolTCP // the application's own TLS
@@ -217,21 +245,19 @@ func (a *asking) inbound() *plan.Listener {
 			c.HTTP = a.inboundHTTP(p)
 		}
 		l.Chains = append(l.Chains, c)
+		delete(modes, p.port)
 	}
-	mode, from := a.peerMode(0)
-	l.Chains = append(l.Chains, plan.Chain{
-		Name: "other", TLS: plan.ServerTLS{Mode: mode}, Authz: policy, Origin: from, HTTP: a.inboundHTTP(inboundPort{}),
-		TCP:     &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: plan.ClusterInboundPassthrough}}},
-		Service: plan.ServiceName{Name: plan.ClusterInboundPassthrough},
-	})
-	for port, mode := range a.portModes() {
-		if !slices.ContainsFunc(l.Chains, func(c plan.Chain) bool { return slices.Contains(c.Match.Ports, port) }) {
-			c := l.Chains[len(l.Chains)-1]
-			c.Name, c.Match, c.TLS = strconv.Itoa(int(port)), plan.ChainMatch{Ports: []uint16{port}}, plan.ServerTLS{Mode: mode}
-			l.Chains = append(l.Chains, c)
+	for port, m := range modes { // ports that no service leads to, and all the rest
+		c := plan.Chain{
+			Name: "other", TLS: plan.ServerTLS{Mode: m.mode}, Authz: policy, Origin: m.origin, HTTP: a.inboundHTTP(inboundPort{}),
+			TCP: tcp(plan.ClusterInboundPassthrough, 0), Service: plan.ServiceName{Name: plan.ClusterInboundPassthrough},
 		}
+		if port != 0 {
+			c.Name, c.Match.Ports = strconv.Itoa(int(port)), []uint16{port}
+		}
+		l.Chains = append(l.Chains, c)
 	}
-	slices.SortStableFunc(l.Chains, func(x, y plan.Chain) int { return cmp.Compare(firstPort(x), firstPort(y)) })
+	slices.SortFunc(l.Chains, func(x, y plan.Chain) int { return cmp.Compare(firstPort(x), firstPort(y)) })
 	return l
 }
 

@@ -23,7 +23,6 @@ func (a *asking) name(asked string) *plan.Name {
 		}
 	}
 	if s.Headless {
-		n.Addresses = nil
 		for _, w := range a.Workloads(s) {
 			if w.Health == mesh.Healthy {
 				n.Addresses = append(n.Addresses, w.Addresses...)
@@ -32,8 +31,8 @@ func (a *asking) name(asked string) *plan.Name {
 	}
 	slices.SortFunc(n.Addresses, func(x, y netip.Addr) int { return x.Compare(y) })
 	n.Addresses = slices.Compact(n.Addresses)
-	if len(n.Addresses) == 0 {
-		return nil
+	if len(n.Addresses) == 0 && !s.Headless {
+		return nil // whoever else knows the name may answer
 	}
 	return n
 }
@@ -56,8 +55,18 @@ func (a *asking) secret(name string) *plan.Secret {
 	if s == nil {
 		return nil
 	}
-	return &plan.Secret{Name: name, Chain: s.Chain, Key: s.Key, Roots: s.Roots}
+	roots := s.Roots
+	if len(roots) == 0 {
+		if ca := a.Secret(namespace, short+rootsSuffix); ca != nil {
+			roots = ca.Roots
+		}
+	}
+	return &plan.Secret{Name: name, Chain: s.Chain, Key: s.Key, Roots: roots}
 }
 
-// secretPrefix begins the name of a secret that comes from a Kubernetes Secret, as in Istio.
-const secretPrefix = "kubernetes://"
+const (
+	// secretPrefix begins the name of a secret that comes from a Kubernetes Secret, as in Istio.
+	secretPrefix = "kubernetes://"
+	// rootsSuffix ends the name of the Secret that holds a server's client roots, where they are kept apart.
+	rootsSuffix = "-cacert"
+)

@@ -26,35 +26,27 @@ func (a *asking) route(name string) *plan.Route {
 	}
 	s := a.service(host)
 	if addr, err := netip.ParseAddr(host); err == nil && s == nil {
-		s = a.ServiceAt(a.namespace, addr, port)
+		s = a.ServiceAt(a.namespace, addr.Unmap(), port)
 	}
-	var routes []*mesh.Route
-	if s != nil {
-		routes = a.Routes(a.namespace, mesh.GatewayMesh, s.Host)
-	} else {
-		for _, h := range a.hosts(host) {
-			if routes = a.Routes(a.namespace, mesh.GatewayMesh, h); len(routes) > 0 {
-				break
-			}
-		}
+	names := a.hosts(host)
+	if s != nil && !strings.HasPrefix(s.Host, "*") {
+		names = []string{s.Host}
 	}
+	r := a.meshRoute(names)
 	if s != nil {
 		if _, ok := s.Port(port); !ok {
 			s = nil
 		}
 	}
-	if s == nil && len(routes) == 0 {
-		return nil
-	}
 	h := plan.VirtualHost{Name: name, Domains: a.domains(s, host, port)}
-	for _, r := range routes[:min(1, len(routes))] { // in the mesh the oldest route of a host counts alone
-		h.Rules = append(h.Rules, a.rules(r, mesh.GatewayMesh, port)...)
+	switch {
+	case r != nil:
+		h.Rules = a.rules(r, mesh.GatewayMesh, port)
+	case s != nil:
+		h.Rules = []plan.Rule{a.defaultRule(s, port)}
 	}
 	if s != nil {
 		h.Name, h.Service = s.Host+":"+strconv.Itoa(int(port)), serviceName(s)
-		if len(routes) == 0 || !hasHTTP(routes[0]) {
-			h.Rules = append(h.Rules, a.defaultRule(s, port))
-		}
 	}
 	if len(h.Rules) == 0 {
 		return nil
@@ -62,7 +54,17 @@ func (a *asking) route(name string) *plan.Route {
 	return &plan.Route{Name: name, Hosts: []plan.VirtualHost{h}}
 }
 
-func hasHTTP(r *mesh.Route) bool { return len(r.HTTP) > 0 }
+// meshRoute finds the route with HTTP rules for a host, by any of its names. In the mesh the oldest counts alone.
+func (a *asking) meshRoute(names []string) *mesh.Route {
+	for _, h := range names {
+		for _, r := range a.Routes(a.namespace, mesh.GatewayMesh, h) {
+			if len(r.HTTP) > 0 {
+				return r
+			}
+		}
+	}
+	return nil
+}
 
 // domains lists the spellings of a service's host, each with and without port, and the host as asked.
 func (a *asking) domains(s *mesh.Service, asked string, port uint16) []string {
@@ -242,9 +244,7 @@ func (a *asking) action(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch, po
 		p.Direct, p.Retry = &plan.DirectResponse{Code: rule.Direct.Status, Body: rule.Direct.Body}, nil
 	default:
 		p.Clusters = a.destinations(rule.Routes, port)
-		for _, d := range rule.Routes[:min(1, len(rule.Routes))] {
-			p.Operation = d.Host + ":" + strconv.Itoa(int(a.destinationPort(d, port))) + "/*"
-		}
+		p.Operation = a.operation(r, rule, m, port)
 	}
 	if w := rule.Rewrite; w != nil {
 		p.Rewrite = &plan.Rewrite{Path: w.URI, Authority: w.Authority, Regex: w.Regex, Substitution: w.Substitution}
@@ -255,14 +255,27 @@ func (a *asking) action(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch, po
 		}
 	}
 	p.Fault = fault(rule.Fault)
-	if p.Fault != nil {
-		p.Timeout, p.Retry = rule.Timeout, a.retry(rule.Retry)
-	}
 	for _, x := range rule.Mirrors {
 		p.Mirrors = append(p.Mirrors, plan.Mirror{Cluster: a.clusterOf(x.Destination, port), Percent: x.Percent})
 	}
 	p.CORS = cors(rule.CORS)
 	return p
+}
+
+// operation names the client spans of a rule: by its one destination, or by the route, and by the path.
+func (a *asking) operation(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch, port uint16) string {
+	name := r.Name
+	if len(rule.Routes) == 1 {
+		name, port = rule.Routes[0].Host, a.destinationPort(rule.Routes[0], port)
+	}
+	path := "/*"
+	switch m.URI.Kind {
+	case mesh.MatchExact, mesh.MatchRegex:
+		path = m.URI.Value
+	case mesh.MatchPrefix:
+		path = m.URI.Value + "*"
+	}
+	return name + ":" + strconv.Itoa(int(port)) + path
 }
 
 // destinations are the clusters of weighted destinations. Those of weight 0 get nothing, unless all have it.

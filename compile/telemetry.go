@@ -1,10 +1,11 @@
 package compile
 
 import (
+	"cmp"
 	"maps"
 	"net"
-	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/plan"
@@ -14,15 +15,12 @@ import (
 // Telemetry resources of the root namespace, of the asker's, and of those that select its workload.
 func (a *asking) telemetry(side mesh.Mode) plan.Telemetry {
 	var out plan.Telemetry
-	if f := a.config.AccessLogFile; f != "" {
-		out.AccessLogs = []plan.AccessLog{{Path: f, Format: a.config.AccessLogFormat, JSON: a.config.AccessLogJSON}}
+	if a.config.AccessLogFile != "" {
+		out.AccessLogs = a.fileLog()
 	}
-	if !a.config.NoTracing && len(a.config.DefaultTracing) > 0 {
-		out.Tracing = a.tracing(a.config.DefaultTracing, nil)
-	}
-	list := selected(a, a.Telemetry, func(t *mesh.Telemetry) mesh.Labels { return t.Selector })
-	slices.SortStableFunc(list, func(x, y *mesh.Telemetry) int { return a.breadth(x) - a.breadth(y) })
-	for _, t := range list {
+	tracing := mesh.TracingRule{Disabled: new(bool), Sampling: &a.config.Sampling, Providers: a.config.DefaultTracing}
+	traced := !a.config.NoTracing // which counts only where no Telemetry speaks of tracing
+	for _, t := range narrowing(a, a.Telemetry, func(t *mesh.Telemetry) mesh.Labels { return t.Selector }) {
 		for i := range t.AccessLogs {
 			if l := &t.AccessLogs[i]; on(l.Mode, side) {
 				out.AccessLogs = a.accessLogs(out.AccessLogs, l)
@@ -30,7 +28,8 @@ func (a *asking) telemetry(side mesh.Mode) plan.Telemetry {
 		}
 		for i := range t.Tracing {
 			if r := &t.Tracing[i]; on(r.Mode, side) {
-				out.Tracing = a.retrace(out.Tracing, r)
+				amend(&tracing, r)
+				traced = true
 			}
 		}
 		for _, m := range t.Metrics {
@@ -39,23 +38,24 @@ func (a *asking) telemetry(side mesh.Mode) plan.Telemetry {
 			}
 		}
 	}
-	return out
-}
-
-// breadth orders scopes from the widest to the narrowest.
-func (a *asking) breadth(t *mesh.Telemetry) int {
-	switch {
-	case t.Selector != nil:
-		return 2
-	case t.Namespace == a.config.RootNamespace:
-		return 0
-	default:
-		return 1
+	if traced {
+		out.Tracing = a.tracing(&tracing)
 	}
+	return out
 }
 
 func on(mode, side mesh.Mode) bool { return mode == mesh.ClientAndServer || mode == side }
 
+// fileLog is the access log of the mesh's configuration.
+func (a *asking) fileLog() []plan.AccessLog {
+	return []plan.AccessLog{{
+		Path: cmp.Or(a.config.AccessLogFile, stdout), Format: a.config.AccessLogFormat, JSON: a.config.AccessLogJSON,
+	}}
+}
+
+const stdout = "/dev/stdout"
+
+// accessLogs are the logs after a rule; have are those before it.
 func (a *asking) accessLogs(have []plan.AccessLog, l *mesh.AccessLogging) []plan.AccessLog {
 	if l.Disabled != nil && *l.Disabled {
 		return nil
@@ -65,22 +65,22 @@ func (a *asking) accessLogs(have []plan.AccessLog, l *mesh.AccessLogging) []plan
 		names = a.config.DefaultAccessLogs
 	}
 	var out []plan.AccessLog
+	if len(names) == 0 {
+		out = a.fileLog()
+	}
 	for _, n := range names {
 		switch p, known := a.config.Providers[n]; {
 		case known && p.Kind == "envoyFileAccessLog":
 			out = append(out, plan.AccessLog{Path: p.Path, Format: p.Format, JSON: p.JSON, Labels: maps.Clone(p.Labels)})
 		case n == "envoy": // Istio's built-in provider
-			out = append(out, plan.AccessLog{Path: "/dev/stdout"})
+			out = append(out, plan.AccessLog{Path: stdout})
 		}
-	}
-	if len(out) == 0 && len(names) == 0 {
-		out = []plan.AccessLog{{Path: "/dev/stdout"}}
-	}
-	for i := range out {
-		applyFilter(&out[i], l.Filter)
 	}
 	if len(out) == 0 {
 		return have
+	}
+	for i := range out {
+		applyFilter(&out[i], l.Filter)
 	}
 	return out
 }
@@ -95,56 +95,45 @@ func applyFilter(l *plan.AccessLog, filter string) {
 	}
 }
 
-func (a *asking) tracing(names []string, r *mesh.TracingRule) *plan.Tracing {
-	for _, n := range names {
-		p, ok := a.config.Providers[n]
-		if !ok {
-			continue
+// amend puts what a narrower rule says in the place of what a wider one says.
+func amend(t, by *mesh.TracingRule) {
+	if by.Disabled != nil {
+		t.Disabled = by.Disabled
+	}
+	if by.Sampling != nil {
+		t.Sampling = by.Sampling
+	}
+	if len(by.Providers) > 0 {
+		t.Providers = by.Providers
+	}
+	if len(by.Tags)+len(by.HeaderTag) > 0 {
+		t.Tags, t.HeaderTag = by.Tags, by.HeaderTag
+	}
+}
+
+// tracing sends spans to the first of a rule's providers that can be asked.
+func (a *asking) tracing(r *mesh.TracingRule) *plan.Tracing {
+	if *r.Disabled {
+		return nil
+	}
+	for _, n := range r.Providers {
+		p := a.config.Providers[n]
+		host := p.Service
+		if _, after, ok := strings.Cut(host, "/"); ok { // "namespace/host"
+			host = after
 		}
-		t := &plan.Tracing{Sampling: a.config.Sampling}
-		address := "http://" + net.JoinHostPort(p.Service, strconv.Itoa(int(p.Port)))
+		t := &plan.Tracing{Endpoint: "http://" + net.JoinHostPort(host, strconv.Itoa(int(p.Port))), Sampling: *r.Sampling, Tags: r.Tags, HeaderTag: r.HeaderTag}
 		switch p.Kind {
 		case "zipkin":
-			t.Endpoint = address + "/api/v2/spans"
-			if p.Path != "" {
-				t.Endpoint = address + p.Path
-			}
+			t.Endpoint += cmp.Or(p.Path, zipkinPath)
+			return t
 		case "opentelemetry":
-			t.Provider, t.Endpoint = plan.TracingOTLP, address
-		default:
-			continue
+			t.Provider = plan.TracingOTLP
+			return t
 		}
-		if r != nil {
-			amend(t, r)
-		}
-		return t
 	}
 	return nil
 }
 
-func amend(t *plan.Tracing, r *mesh.TracingRule) {
-	if r.Sampling != nil {
-		t.Sampling = *r.Sampling
-	}
-	if len(r.Tags) > 0 {
-		t.Tags = maps.Clone(r.Tags)
-	}
-	if len(r.HeaderTag) > 0 {
-		t.HeaderTag = maps.Clone(r.HeaderTag)
-	}
-}
-
-func (a *asking) retrace(have *plan.Tracing, r *mesh.TracingRule) *plan.Tracing {
-	if r.Disabled != nil && *r.Disabled {
-		return nil
-	}
-	if len(r.Providers) > 0 {
-		return a.tracing(r.Providers, r)
-	}
-	if have == nil {
-		return a.tracing(a.config.DefaultTracing, r)
-	}
-	changed := *have
-	amend(&changed, r)
-	return &changed
-}
+// zipkinPath is where Zipkin takes spans.
+const zipkinPath = "/api/v2/spans"

@@ -1,8 +1,6 @@
 package compile
 
 import (
-	"maps"
-
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/plan"
 )
@@ -39,17 +37,26 @@ func (a *asking) traffic(s *mesh.Service) policies {
 	return nil
 }
 
-func (p policies) origin() plan.Origin {
+// origin is where the policy for a subset was written, or that for the host.
+func (p policies) origin(subset string) plan.Origin {
+	for _, t := range p {
+		for i := range t.Subsets {
+			if subset != "" && t.Subsets[i].Name == subset {
+				return origin(t.Origin, t.Subsets[i].Line)
+			}
+		}
+	}
 	if len(p) == 0 {
 		return plan.Origin{}
 	}
 	return origin(p[0].Origin, 0)
 }
 
+// subset finds a subset by name; nil: there is none, as there is for the empty name.
 func (p policies) subset(name string) *mesh.Subset {
 	for _, t := range p {
 		for i := range t.Subsets {
-			if t.Subsets[i].Name == name {
+			if name != "" && t.Subsets[i].Name == name {
 				return &t.Subsets[i]
 			}
 		}
@@ -67,32 +74,30 @@ func (p policies) subsetNames() []string {
 	return names
 }
 
-// merged is the policy for a subset and port: the host's, overlaid by the host's for the port, by the subset's and
-// by the subset's for the port. What a port sets replaces all that the level above sets for it.
+// merged is the policy for a subset and port: the host's, overlaid by the subset's.
 func (p policies) merged(subset string, port uint16) mesh.TrafficPolicy {
 	var out mesh.TrafficPolicy
 	for _, t := range p {
 		if !empty(t.Policy) {
-			out = overlay(out, t.Policy)
+			out = onPort(t.Policy, port)
 			break
 		}
 	}
-	if s := p.subset(subset); subset != "" && s != nil {
-		ports := maps.Clone(out.Ports)
+	if s := p.subset(subset); s != nil {
 		out = overlay(out, s.Policy)
-		if len(s.Policy.Ports) > 0 {
-			if ports == nil {
-				ports = s.Policy.Ports
-			} else {
-				maps.Copy(ports, s.Policy.Ports)
-			}
-		}
-		out.Ports = ports
-	}
-	if at, ok := out.Ports[port]; ok {
-		out = overlay(out, at)
+		out.Ports = s.Policy.Ports
+		out = onPort(out, port)
 	}
 	return out
+}
+
+// onPort is a policy where a port may have settings of its own: they inherit nothing, what they leave out has its
+// default.
+func onPort(p mesh.TrafficPolicy, port uint16) mesh.TrafficPolicy {
+	if at, ok := p.Ports[port]; ok {
+		p.Balance, p.Connections, p.Outlier, p.TLS = at.Balance, at.Connections, at.Outlier, at.TLS
+	}
+	return p
 }
 
 func empty(p mesh.TrafficPolicy) bool {
@@ -122,9 +127,6 @@ func overlay(base, over mesh.TrafficPolicy) mesh.TrafficPolicy {
 	}
 	if over.RetryBudget != nil {
 		base.RetryBudget = over.RetryBudget
-	}
-	if over.Ports != nil {
-		base.Ports = over.Ports
 	}
 	return base
 }
