@@ -114,21 +114,20 @@ func (x *exchange) redirectHTTPS() {
 // respond sends the upstream's response head on.
 func (x *exchange) respond(a *attempt, h *stream.Head, end bool) {
 	x.responded = true
-	x.timeoutAtHead()
+	connect := string(x.req.Method()) == "CONNECT" && h.Status >= 200 && h.Status < 300
+	if x.tunnel = connect || x.req.Upgrade && h.Status == 101; x.tunnel {
+		x.timeout.Stop()
+	}
+	x.dropped = true
 	x.body = x.w.giveBody(x.body)
-	x.keeping = false
 	x.rec.upstream(x, a, h, end)
+	if !a.t.peer() {
+		h.Del(reasonField) // only a proxy of the mesh may say why
+	}
 	x.editResponse(h)
 	x.down.SendHead(h, end)
-	if !end && !x.over && x.down.Full() {
+	if x.current == a && x.down.Full() {
 		a.up.Pause()
-	}
-}
-
-// timeoutAtHead lets the timeout run on for the rest of an ordinary response; a tunnel has none.
-func (x *exchange) timeoutAtHead() {
-	if x.req.Upgrade {
-		x.timeout.Stop()
 	}
 }
 

@@ -29,8 +29,8 @@ type downstream struct {
 	active int // exchanges
 	used   time.Time
 	linger bool
-	closed bool
 	rec    connRecord
+	route  string // the name of the last route that was looked up by host
 }
 
 // serve speaks HTTP on a session's connection.
@@ -59,6 +59,17 @@ func (d *downstream) refresh() bool {
 		d.http = h
 	}
 	return ok
+}
+
+// routeName is the name of the route for a host; requests of one connection mostly ask for the same one.
+func (d *downstream) routeName(host []byte) string {
+	w := d.w
+	w.name = appendLower(w.name[:0], host)
+	w.name = appendPort(append(w.name, ':'), d.s.dst.Port())
+	if d.route != string(w.name) {
+		d.route = string(w.name)
+	}
+	return d.route
 }
 
 // exchangeOver is told when an exchange has ended.
@@ -114,7 +125,6 @@ func (d *downstream) sweep(now time.Time) {
 }
 
 func (d *downstream) gone() {
-	d.closed = true
 	delete(d.w.downstreams, d)
 	d.w.connectionGone()
 }

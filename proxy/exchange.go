@@ -16,29 +16,29 @@ import (
 	"github.com/lateen-mesh/lateen/telemetry/trace"
 )
 
-// The bounds of what an exchange keeps.
-const (
-	// retryBytes is how much of a request's body is kept so that the request can be sent again; a longer one is
-	// sent once.
-	retryBytes = 64 << 10
-	// parkBytes is how much of a body may arrive before the upstream is there; reading is paused meanwhile, so
-	// that it is only what one read had brought already.
-	parkBytes = 512 << 10
-)
-
 // exchange is one request on its way through the proxy, and its response. It
 // receives the request from the downstream codec; its attempts receive the
 // response from the upstream's. Exchanges are reused: gen tells late callbacks
-// that theirs is over.
+// that theirs is over, and from its end to its next use an exchange is over.
 type exchange struct {
-	w    *worker
-	d    *downstream
-	down stream.Sender
-	gen  uint64
+	w             *worker
+	gen           uint64
+	timeout, wait loop.Timer
+	rec           record
 
-	req   stream.Head // as it will be sent on
+	// Memory that is kept from one request to the next.
+	req, trailers stream.Head // req as it will be sent on
+	path          []byte      // of the normalised path
+	tried         []*balance.Endpoint
+
+	progress
+}
+
+// progress is what begins anew with each request.
+type progress struct {
+	d     *downstream
+	down  stream.Sender
 	query table.Request
-	path  []byte // memory of the normalised path
 	start time.Time
 
 	rule    *table.Rule
@@ -46,37 +46,41 @@ type exchange struct {
 	choice  *table.Choice
 	cluster *balance.Cluster
 	current *attempt
-	tried   []*balance.Endpoint
 	hash    uint64
 	hasHash bool
-	holds   bool // a request of the cluster's limit is held
 
-	body      []byte // kept for the upstream that is not there yet, or for another attempt
-	trailers  stream.Head
+	body      []byte // all of it so far, for the upstream that is not there yet or for another attempt, unless dropped
+	dropped   bool   // part of the body is gone: the request cannot be sent again
+	ended     bool   // the request is complete
 	hasTrail  bool
-	keeping   bool // body still holds the whole body so far
-	ended     bool // the request is complete
 	grpc      bool
 	responded bool // the response's head has gone out
+	tunnel    bool // ... and both ways are now bytes, each with its own end
+	upEnded   bool // the upstream's way of the tunnel has ended
 	over      bool
-	tries     int // attempts beyond the first
-	resends   int // attempts repeated because a pooled connection had closed
 
-	timed         bool // the timeout is running
-	timeout, wait loop.Timer
-	waiting       func(x *exchange) // what wait continues with
-	copies        []*table.Choice   // mirrors that wait for the body's end
-	copyBody      []byte            // the body for them
-	cancel        func()            // stops waiting for the plan
+	holds      bool // a request of the cluster's limit is held
+	holdsRetry bool // ... and a retry
+	tries      int  // attempts beyond the first
+	resends    int  // attempts repeated because a pooled connection had closed
 
-	span   trace.Context // the request's place in its trace, if traced
-	traced bool
-
-	rec record
+	timed    bool              // the timeout has been looked at
+	waiting  func(x *exchange) // what wait continues with
+	copies   []*table.Choice   // mirrors that wait for the body's end
+	copyBody []byte            // the body for them
+	cancel   func()            // stops waiting for the plan
+	span     trace.Context     // the request's place in its trace, if traced
+	traced   bool
 }
 
-// onDone is called by the codec when a request begins.
+// keptHeadBytes is the largest head whose memory is kept for the next request.
+const keptHeadBytes = 8 << 10
+
+// Accept is called by the codec when a request begins.
 func (d *downstream) Accept(s stream.Sender) stream.Receiver {
+	if d.w.draining && d.h1 != nil {
+		d.h1.Drain() // says so with this response
+	}
 	x := d.w.takeExchange()
 	x.d, x.down, x.start = d, s, d.w.loop.Now()
 	d.active++
@@ -84,38 +88,42 @@ func (d *downstream) Accept(s stream.Sender) stream.Receiver {
 }
 
 func (w *worker) takeExchange() *exchange {
-	if n := len(w.exchanges); n > 0 {
-		x := w.exchanges[n-1]
-		w.exchanges = w.exchanges[:n-1]
-		return x
+	x := w.exchanges.take(w.loop.Now())
+	if x == nil {
+		x = &exchange{w: w}
+		x.timeout.Init(w.loop, x.onTimeout)
+		x.wait.Init(w.loop, x.onWait)
 	}
-	x := &exchange{w: w}
-	x.timeout.Init(w.loop, x.onTimeout)
-	x.wait.Init(w.loop, x.onWait)
+	x.over = false
 	return x
 }
 
-// release gives the exchange back for the next request.
+// release gives the exchange back for another request.
 func (x *exchange) release() {
 	x.timeout.Stop()
 	x.wait.Stop()
 	if x.cancel != nil {
 		x.cancel()
 	}
+	if x.holdsRetry {
+		x.cluster.ReleaseRetry()
+	}
 	if x.holds {
 		x.cluster.ReleaseRequest()
 	}
-	d, w := x.d, x.w
+	x.body = x.w.giveBody(x.body)
+	for _, h := range [...]*stream.Head{&x.req, &x.trailers} {
+		if h.Size() > keptHeadBytes {
+			*h = stream.Head{}
+		}
+		h.Reset()
+	}
 	clear(x.tried)
-	*x = exchange{
-		w: w, gen: x.gen + 1, req: x.req, path: x.path[:0], tried: x.tried[:0], body: w.giveBody(x.body),
-		trailers: x.trailers, timeout: x.timeout, wait: x.wait,
-	}
-	x.req.Reset()
-	x.trailers.Reset()
-	if len(w.exchanges) < freeMax {
-		w.exchanges = append(w.exchanges, x)
-	}
+	x.tried = x.tried[:0]
+	d := x.d
+	x.gen++
+	x.progress = progress{over: true}
+	x.w.exchanges.give(x.w.loop.Now(), x)
 	d.exchangeOver()
 }
 
@@ -126,10 +134,8 @@ func (x *exchange) OnHead(h *stream.Head, end bool) {
 	x.ended = end
 	x.rec.begin(x)
 	ct, _ := h.Get("content-type")
-	x.grpc = bytes.HasPrefix(ct, []byte("application/grpc"))
-	if !end {
-		x.down.Pause()
-	}
+	x.grpc = isGRPC(ct)
+	x.hold()
 	if !allowed {
 		x.answer(telemetry.MTLSRequired, 403, "the connection is not permitted any more; open a new one")
 		x.d.drain()
@@ -140,6 +146,12 @@ func (x *exchange) OnHead(h *stream.Head, end bool) {
 		return
 	}
 	x.findRoute()
+}
+
+// isGRPC tells gRPC from other content types, gRPC-Web among them (gRPC over HTTP/2, "Requests").
+func isGRPC(contentType []byte) bool {
+	rest, ok := bytes.CutPrefix(contentType, []byte("application/grpc"))
+	return ok && (len(rest) == 0 || rest[0] == '+' || rest[0] == ';')
 }
 
 // readTarget splits the request's target into what routes and policies look at.
@@ -210,12 +222,11 @@ func (x *exchange) findRoute() {
 		}
 	}
 	if !x.d.http.ByHost {
-		x.answer(telemetry.NoRoute, 404, "no route for this host")
+		x.decide(nil, nil)
 		return
 	}
-	x.w.name = appendLower(x.w.name[:0], x.query.Host)
-	x.w.name = appendPort(append(x.w.name, ':'), x.d.s.dst.Port())
-	r, state := x.w.p.table.Route(string(x.w.name))
+	name := x.d.routeName(x.query.Host)
+	r, state := x.w.p.table.Route(name)
 	switch state {
 	case table.Ready:
 		x.decide(r.Match(&x.query))
@@ -226,7 +237,7 @@ func (x *exchange) findRoute() {
 		x.park(planWait, func(x *exchange) {
 			x.answer(telemetry.ConfigMissing, 503, "no orders for this host: is the control plane reachable?")
 		})
-		x.cancel = x.w.p.table.Await(plan.KindRoute, string(x.w.name), func() {
+		x.cancel = x.w.p.table.Await(plan.KindRoute, name, func() {
 			x.w.loop.Post(func() {
 				if x.gen == gen && !x.over {
 					x.cancel = nil
@@ -240,6 +251,9 @@ func (x *exchange) findRoute() {
 
 // passThrough sends a request for a host that the mesh does not know to where the client wanted to go.
 func (x *exchange) passThrough() {
+	if !x.authorized() {
+		return
+	}
 	x.choice = x.w.p.passthrough
 	if tcp := x.d.s.chain.TCP; tcp != nil {
 		x.choice = tcp.Choose(x.query.Rand) // the service that owns the address, or whatever is ordered for the rest
@@ -303,7 +317,6 @@ func (x *exchange) authorized() bool {
 	in.Head, in.Path, in.Host = &x.req, x.query.Path, x.req.Authority()
 	in.RemoteIP = x.remoteIP()
 	v := a.Judge(&in)
-	x.rec.policy = v.Policy
 	if v.Allowed {
 		return true
 	}
@@ -312,6 +325,7 @@ func (x *exchange) authorized() bool {
 }
 
 func (x *exchange) deny(v authz.Verdict) {
+	x.rec.policy = v.Policy
 	x.rec.detail = policyText(v)
 	x.answer(v.Reason, 403, "RBAC: access denied")
 }
@@ -357,14 +371,15 @@ func (x *exchange) attempt() {
 	}
 	if !x.holds {
 		if !x.cluster.AcquireRequest() {
-			x.answer(telemetry.PendingOverflow, 503, "upstream connect error or disconnect/reset before headers. reset reason: overflow")
+			x.answer(telemetry.PendingOverflow, 503, telemetry.PendingOverflow.Doc())
 			return
 		}
 		x.holds = true
 	}
-	if x.ended && !x.timed {
+	if x.ended {
 		x.startTimeout()
 	}
+	x.hold()
 	t, why := x.w.target(x.cluster, x.d.s.dst, pick{hash: x.hash, hasHash: x.hasHash, tried: x.tried})
 	if why != telemetry.None {
 		x.answer(why, max(why.Status(), 500), why.Doc())
@@ -372,7 +387,7 @@ func (x *exchange) attempt() {
 	}
 	t.http2 = x.wantsHTTP2()
 	a := x.w.takeAttempt()
-	a.x, a.t, a.started = x, t, x.w.loop.Now()
+	a.x, a.t = x, t
 	x.current = a
 	x.rec.attempt(a)
 	if r := x.retryPolicy(); r != nil && r.PerTryTimeout > 0 {
@@ -388,22 +403,71 @@ func (x *exchange) wantsHTTP2Of(cluster *balance.Cluster) bool {
 	c := cluster.Plan()
 	switch {
 	case c.UseClientProtocol || c.Protocol == plan.ProtocolAuto:
-		return x.d.h2 != nil
+		// An upgrade goes over HTTP/1.1, which every server has for it (extended CONNECT, RFC 8441, has few).
+		return x.d.h2 != nil && !x.req.Upgrade
 	default:
 		return c.Protocol == plan.ProtocolHTTP2 || c.Protocol == plan.ProtocolGRPC
 	}
 }
 
+// startTimeout bounds the rest of the exchange, once the request is complete and its rule known: by the rule's
+// timeout, or by the client's own for gRPC if that is shorter (Istio: maxGrpcTimeout is the rule's timeout).
 func (x *exchange) startTimeout() {
-	if x.rule != nil && x.rule.Plan.Timeout > 0 && !x.timed {
-		x.timed = true
-		x.timeout.Reset(x.rule.Plan.Timeout)
+	if x.timed || x.tunnel || x.choice == nil {
+		return
 	}
+	x.timed = true
+	var d time.Duration
+	if x.rule != nil {
+		d = x.rule.Plan.Timeout
+	}
+	if x.grpc {
+		if v, ok := x.req.Get("grpc-timeout"); ok {
+			if own, ok := grpcTimeout(v); ok && (d == 0 || own < d) {
+				d = max(own, 1)
+			}
+		}
+	}
+	if d > 0 {
+		x.timeout.Reset(d)
+	}
+}
+
+// grpcTimeout reads a grpc-timeout: up to eight digits and a unit (gRPC over HTTP/2, "Requests").
+func grpcTimeout(p []byte) (time.Duration, bool) {
+	if len(p) < 2 || len(p) > 9 {
+		return 0, false
+	}
+	var n time.Duration
+	for _, c := range p[:len(p)-1] {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + time.Duration(c-'0')
+	}
+	switch p[len(p)-1] {
+	case 'H':
+		return min(n, 1<<20) * time.Hour, true
+	case 'M':
+		return n * time.Minute, true
+	case 'S':
+		return n * time.Second, true
+	case 'm':
+		return n * time.Millisecond, true
+	case 'u':
+		return n * time.Microsecond, true
+	case 'n':
+		return n, true
+	}
+	return 0, false
 }
 
 func (x *exchange) onTimeout() {
 	if x.over {
 		return
+	}
+	if a := x.current; a != nil && !x.responded {
+		a.report(504, false)
 	}
 	x.dropAttempt(stream.AbortTimeout)
 	if x.responded {
@@ -414,100 +478,8 @@ func (x *exchange) onTimeout() {
 	x.answer(telemetry.RequestTimeout, 504, "upstream request timeout")
 }
 
-// connected is told by the attempt that its upstream is there: the head and what has arrived of the body go out.
-func (x *exchange) connected(a *attempt) {
-	a.sendHead(&x.req, x.ended && len(x.body) == 0 && !x.hasTrail)
-	if len(x.body) > 0 {
-		a.up.SendData(x.body, x.ended && !x.hasTrail)
-	}
-	if x.ended && x.hasTrail {
-		a.up.SendTrailers(&x.trailers)
-	}
-	if x.over || x.current != a {
-		return
-	}
-	if !x.keeps() {
-		x.keeping = false
-		x.body = x.w.giveBody(x.body)
-	}
-	if !x.ended && !a.up.Full() {
-		x.down.Resume()
-	}
-}
-
-// keeps reports whether the body is worth keeping: it can still be sent again.
-func (x *exchange) keeps() bool {
-	r := x.retryPolicy()
-	return r != nil && r.Attempts > x.tries && !x.responded && len(x.body) <= retryBytes
-}
-
-func (x *exchange) retryPolicy() *plan.Retry {
-	if x.rule == nil {
-		return nil
-	}
-	return x.rule.Plan.Retry
-}
-
 // OnInterim does not happen to requests.
 func (x *exchange) OnInterim(*stream.Head) {}
-
-// OnData takes body bytes of the request.
-func (x *exchange) OnData(p []byte, end bool) {
-	x.rec.received += int64(len(p))
-	x.ended = x.ended || end
-	if x.over {
-		return
-	}
-	if len(x.copies) > 0 {
-		x.copyData(p, end)
-	}
-	a := x.current
-	if a == nil || a.up == nil {
-		x.keepBody(p)
-		return
-	}
-	if x.keeping || len(x.body) == 0 && x.keeps() && a.sent == 0 {
-		x.keeping = true
-		if x.body = append(x.w.takeBody(x.body), p...); !x.keeps() {
-			x.keeping = false
-			x.body = x.w.giveBody(x.body)
-		}
-	}
-	a.sent += int64(len(p))
-	a.up.SendData(p, end)
-	if end && !x.over {
-		x.startTimeout()
-	}
-	if !end && !x.over && x.current == a && a.up.Full() {
-		x.down.Pause()
-	}
-}
-
-func (x *exchange) keepBody(p []byte) {
-	if len(x.body)+len(p) > parkBytes {
-		x.answer(telemetry.BodyTooLarge, 413, "the body arrived before its destination was known, and is too large to keep")
-		return
-	}
-	x.keeping = true
-	x.body = append(x.w.takeBody(x.body), p...)
-}
-
-// OnTrailers ends the request with trailers.
-func (x *exchange) OnTrailers(h *stream.Head) {
-	x.ended = true
-	if x.over {
-		return
-	}
-	x.trailers.CopyFrom(h)
-	x.hasTrail = true
-	x.mirrorBody()
-	if a := x.current; a != nil && a.up != nil {
-		a.up.SendTrailers(h)
-	}
-	if !x.over {
-		x.startTimeout()
-	}
-}
 
 // OnAbort: the client is gone.
 func (x *exchange) OnAbort(why stream.Abort, _ error) {

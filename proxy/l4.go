@@ -57,7 +57,11 @@ func (d *tcpDial) try() {
 	}
 	t.tcp = true
 	d.ep, d.addr = t.ep, t.addr
-	d.dialing = w.dial(t, d.connected)
+	if !t.cluster.AcquireConnection() {
+		d.done(nil, telemetry.ConnectionLimit, fmt.Errorf("cluster %q has its limit of connections", d.choice.Name))
+		return
+	}
+	d.dialing = w.dial(t, true, d.connected)
 }
 
 func (d *tcpDial) connected(c *loop.Conn, why telemetry.Reason, err error) {

@@ -1,13 +1,19 @@
 package proxy
 
 import (
+	"time"
+
 	"github.com/lateen-mesh/lateen/proxy/stream"
 	"github.com/lateen-mesh/lateen/proxy/table"
 	"github.com/lateen-mesh/lateen/telemetry"
 )
 
-// mirrorsMax bounds the copies of requests that one worker has under way; beyond it none are made.
-const mirrorsMax = 256
+const (
+	// mirrorsMax bounds the copies of requests that one worker has under way; beyond it none are made.
+	mirrorsMax = 256
+	// mirrorWait bounds the life of a copy (Envoy: the route's timeout, 15 s by default).
+	mirrorWait = 15 * time.Second
+)
 
 // mirrored is a copy of a request whose answer nobody waits for. It is sent when
 // the original is complete, so that it never holds the original up; a request
@@ -20,6 +26,9 @@ type mirrored struct {
 
 // mirror starts the copies that the rule orders. Bodies that are still on their way are not mirrored.
 func (x *exchange) mirror() {
+	if x.req.Upgrade || string(x.req.Method()) == "CONNECT" {
+		return // a tunnel is a conversation: a copy of one side says nothing
+	}
 	for i := range x.rule.Mirrors {
 		m := &x.rule.Mirrors[i]
 		if !x.w.chance(m.Percent) || x.w.mirrors >= mirrorsMax {
@@ -65,7 +74,8 @@ func (w *worker) sendCopy(x *exchange, c *table.Choice) {
 	m := &mirrored{w: w, body: append([]byte(nil), x.copyBody...)}
 	m.req.CopyFrom(&x.req)
 	a := w.takeAttempt()
-	a.copied, a.t, a.started = m, t, w.loop.Now()
+	a.copied, a.t = m, t
+	a.perTry.Reset(mirrorWait)
 	w.mirrors++
 	w.acquire(t, a)
 }

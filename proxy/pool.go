@@ -47,12 +47,14 @@ type pool struct {
 	multi   []*upstream // HTTP/2 connections
 	waiters []*attempt
 	dialing int
+	open    int // connections that serve or will, those being made included
 	used    time.Time
 }
 
 // upstream is one pooled connection.
 type upstream struct {
 	pool     *pool
+	counted  bool // against the cluster's limit of connections
 	c        *loop.Conn
 	h1       *http1.ClientConn
 	h2       *http2.ClientConn
@@ -60,6 +62,7 @@ type upstream struct {
 	since    time.Time
 	used     time.Time
 	retired  bool // takes no more requests
+	left     bool // not among pool.open any more
 }
 
 // acquire finds or makes a connection for an attempt, which is told by ready or failed, perhaps at once.
@@ -92,32 +95,39 @@ func (w *worker) acquire(t target, a *attempt) {
 	p.dial()
 }
 
-// dial opens as many connections as the waiting requests need: one each for HTTP/1, one at a time for HTTP/2.
+// dial opens as many connections as the waiting requests need: one each for HTTP/1, one at a time for HTTP/2. When the
+// cluster has its limit of connections they wait for one that comes free; only a pool that has none may go beyond the
+// limit by one, because else nothing would ever serve those who wait (as in Envoy).
 func (p *pool) dial() {
 	if p.dialing >= len(p.waiters) || p.key.http2 && p.dialing > 0 {
 		return
 	}
+	counted := p.t.cluster.AcquireConnection()
+	if !counted && p.open > 0 {
+		return
+	}
 	p.dialing++
-	p.w.dial(p.t, p.connected)
+	p.open++
+	p.w.dial(p.t, counted, func(c *loop.Conn, why telemetry.Reason, err error) { p.connected(c, counted, why, err) })
 }
 
-func (p *pool) connected(c *loop.Conn, why telemetry.Reason, err error) {
+func (p *pool) connected(c *loop.Conn, counted bool, why telemetry.Reason, err error) {
 	p.dialing--
 	if err != nil {
+		p.open--
 		p.fail(why, err)
 		return
 	}
 	now := p.w.loop.Now()
-	u := &upstream{pool: p, c: c, since: now, used: now}
+	u := &upstream{pool: p, counted: counted, c: c, since: now, used: now}
 	if p.speaksHTTP2(c) {
 		u.h2 = http2.NewClientConn(c, p.w.h2Client(p.t), h2Client{u})
 		p.multi = append(p.multi, u)
 		c.SetHandler(h2Client{u})
-		p.serve(u)
-		return
+	} else {
+		u.h1 = p.w.h1.NewClientConn(c, h1Client{u})
+		c.SetHandler(h1Client{u})
 	}
-	u.h1 = p.w.h1.NewClientConn(c, h1Client{u})
-	c.SetHandler(h1Client{u})
 	p.serve(u)
 }
 
@@ -167,9 +177,7 @@ func (p *pool) keep(u *upstream) {
 		u.c.Close()
 		return
 	}
-	if !slices.Contains(p.idle[max(0, len(p.idle)-1):], u) {
-		p.idle = append(p.idle, u)
-	}
+	p.idle = append(p.idle, u)
 }
 
 // forget takes an attempt off the list of those that wait.
@@ -196,10 +204,10 @@ func (u *upstream) hand(a *attempt) {
 	reused := u.requests > 0
 	u.requests++
 	u.used = u.pool.w.loop.Now()
+	a.ready(u, reused)
 	if limit := u.pool.key.plan.Limits.RequestsPerConnection; limit > 0 && u.requests >= limit {
 		u.retire()
 	}
-	a.ready(u, reused)
 }
 
 // open starts an exchange; nil if the connection takes none.
@@ -232,10 +240,23 @@ func (u *upstream) retire() {
 	}
 }
 
+// leave is retire for a connection that serves nobody any more, or will not when it is done: another one may be made.
+func (u *upstream) leave() {
+	u.retire()
+	if !u.left {
+		u.left = true
+		u.pool.open--
+		u.pool.dial()
+	}
+}
+
 // gone is the end of the connection.
 func (u *upstream) gone() {
-	u.retire()
-	u.pool.t.cluster.ReleaseConnection()
+	if u.counted {
+		u.pool.t.cluster.ReleaseConnection()
+	}
+	u.leave()
+	u.pool.dial()
 }
 
 // OnIdle: an HTTP/1 exchange is over and the connection can be used again.
@@ -252,7 +273,7 @@ func (u *upstream) OnIdle(*http1.ClientConn) {
 func (u *upstream) OnRoom(*http2.ClientConn) { u.pool.serve(u) }
 
 // OnDraining: the server will take no more requests on this connection.
-func (u *upstream) OnDraining(*http2.ClientConn) { u.retire() }
+func (u *upstream) OnDraining(*http2.ClientConn) { u.leave() }
 
 // h1Client and h2Client are the loop's handlers of a pooled connection.
 type (
@@ -266,7 +287,7 @@ func (h h1Client) OnDrain(*loop.Conn)                { h.h1.OnDrain() }
 func (h h1Client) OnClose(_ *loop.Conn, err error)   { h.gone(); h.h1.OnClose(err) }
 
 // OnDead: the connection takes no more requests; what was open on it is told next.
-func (h h1Client) OnDead(*http1.ClientConn) { h.retire() }
+func (h h1Client) OnDead(*http1.ClientConn) { h.leave() }
 
 func (h h2Client) OnData(_ *loop.Conn, p []byte) int { return h.h2.OnData(p) }
 func (h h2Client) OnEOF(*loop.Conn)                  { h.h2.OnEOF() }
@@ -274,7 +295,7 @@ func (h h2Client) OnDrain(*loop.Conn)                { h.h2.OnDrain() }
 func (h h2Client) OnClose(_ *loop.Conn, err error)   { h.gone(); h.h2.OnClose(err) }
 
 // OnDead: the connection takes no more requests; what was open on it is told next.
-func (h h2Client) OnDead(*http2.ClientConn) { h.retire() }
+func (h h2Client) OnDead(*http2.ClientConn) { h.leave() }
 
 // sweepPools closes connections that have been unused, or open, for too long, and forgets empty pools.
 func (w *worker) sweepPools(now time.Time) {
@@ -283,7 +304,7 @@ func (w *worker) sweepPools(now time.Time) {
 		if idle == 0 {
 			idle = upstreamIdle
 		}
-		if key.plan != p.t.cluster.Plan() {
+		if now := w.p.table.Cluster(key.plan.Name); now == nil || now.Plan() != key.plan {
 			idle = 0 // the orders have changed
 		}
 		for _, u := range slices.Clone(p.idle) {
@@ -302,7 +323,7 @@ func (w *worker) sweepPools(now time.Time) {
 				u.h2.Tick()
 			}
 		}
-		if len(p.idle)+len(p.multi)+len(p.waiters)+p.dialing == 0 && now.Sub(p.used) > time.Minute {
+		if len(p.waiters)+p.open == 0 && now.Sub(p.used) > time.Minute {
 			delete(w.pools, key)
 		}
 	}

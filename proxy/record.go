@@ -163,13 +163,8 @@ func (w *worker) sentSecurity(t target) telemetry.Security {
 	if t.cluster == nil {
 		return telemetry.SecurityUnknown
 	}
-	switch t.cluster.Plan().TLS.Mode {
-	case plan.ClientTLSMesh:
+	if t.peer() {
 		return telemetry.SecurityMutualTLS
-	case plan.ClientTLSAuto:
-		if t.ep != nil && t.ep.Plan().MTLS {
-			return telemetry.SecurityMutualTLS
-		}
 	}
 	return telemetry.SecurityNone
 }

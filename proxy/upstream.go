@@ -25,6 +25,17 @@ type target struct {
 	source  netip.Addr
 }
 
+// peer reports whether a proxy of the mesh is at the other end, proven by mutual TLS.
+func (t *target) peer() bool {
+	switch t.cluster.Plan().TLS.Mode {
+	case plan.ClientTLSMesh:
+		return true
+	case plan.ClientTLSAuto:
+		return t.ep != nil && t.ep.Plan().MTLS
+	}
+	return false
+}
+
 // pick is what influences the choice of an endpoint.
 type pick struct {
 	hash    uint64
@@ -70,21 +81,20 @@ func bindSource(s string, to netip.AddrPort) netip.Addr {
 
 // dialing is a connection being made, through its TLS handshake.
 type dialing struct {
-	w    *worker
-	t    target
-	net  *loop.Dialing
-	c    *loop.Conn
-	done func(*loop.Conn, telemetry.Reason, error)
-	over bool
+	w       *worker
+	t       target
+	counted bool // against the cluster's limit of connections
+	net     *loop.Dialing
+	c       *loop.Conn
+	done    func(*loop.Conn, telemetry.Reason, error)
+	over    bool
 }
 
-// dial connects to a target and shakes hands as its cluster says. done is called once, on the loop, unless cancelled.
-func (w *worker) dial(t target, done func(*loop.Conn, telemetry.Reason, error)) *dialing {
-	d := &dialing{w: w, t: t, done: done}
-	if !t.cluster.AcquireConnection() {
-		d.finish(nil, telemetry.PendingOverflow, fmt.Errorf("cluster %q has its limit of connections", t.cluster.Plan().Name))
-		return d
-	}
+// dial connects to a target and shakes hands as its cluster says. done is called once, on the loop and not from
+// within, unless cancelled. counted: one of the cluster's connections is held for it; it belongs to the dialing until
+// done is told of a connection, and is given back otherwise.
+func (w *worker) dial(t target, counted bool, done func(*loop.Conn, telemetry.Reason, error)) *dialing {
+	d := &dialing{w: w, t: t, counted: counted, done: done}
 	timeout := t.cluster.Plan().ConnectTimeout
 	if timeout == 0 {
 		timeout = connectTimeout
@@ -103,7 +113,7 @@ func (w *worker) dial(t target, done func(*loop.Conn, telemetry.Reason, error)) 
 func (d *dialing) connected(c *loop.Conn, err error) {
 	d.net = nil
 	if err != nil {
-		d.t.cluster.ReleaseConnection()
+		d.release()
 		d.finish(nil, connectReason(err), fmt.Errorf("connect to %s: %w", d.t.addr, err))
 		return
 	}
@@ -145,6 +155,13 @@ func (d *dialing) finish(c *loop.Conn, why telemetry.Reason, err error) {
 	d.done(c, why, err)
 }
 
+// release gives the place in the cluster's limit back.
+func (d *dialing) release() {
+	if d.counted {
+		d.t.cluster.ReleaseConnection()
+	}
+}
+
 // cancel gives the connection up.
 func (d *dialing) cancel() {
 	if d.over {
@@ -153,7 +170,7 @@ func (d *dialing) cancel() {
 	d.over = true
 	if d.net != nil {
 		d.net.Cancel()
-		d.t.cluster.ReleaseConnection()
+		d.release()
 	}
 	if d.c != nil {
 		d.c.Abort()
@@ -171,7 +188,7 @@ func (d *dialing) OnDrain(*loop.Conn) {}
 
 // OnClose: closed during the handshake.
 func (d *dialing) OnClose(_ *loop.Conn, err error) {
-	d.t.cluster.ReleaseConnection()
+	d.release()
 	d.c = nil
 	d.finish(nil, telemetry.TLSFailure, fmt.Errorf("closed during the handshake: %w", errOr(err)))
 }

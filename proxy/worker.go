@@ -34,9 +34,8 @@ type worker struct {
 	sessions    map[*session]struct{}
 	relays      map[*relay]struct{}
 	downstreams map[*downstream]struct{}
-	exchanges   []*exchange
-	attempts    []*attempt
-	later       []*attempt // given back at the next sweep: their codecs may still be on the stack
+	exchanges   spares[exchange]
+	attempts    spares[attempt]
 	bodies      [][]byte
 	mirrors     int
 	draining    bool
@@ -92,11 +91,6 @@ func (w *worker) sweep() {
 		r.sweep(now)
 	}
 	w.sweepPools(now)
-	for _, a := range w.later {
-		w.giveAttempt(a)
-	}
-	clear(w.later)
-	w.later = w.later[:0]
 	w.sweeper.Reset(sweepEvery)
 }
 
@@ -119,17 +113,6 @@ func (w *worker) connectionGone() {
 // chance is true in percent of a hundred cases.
 func (w *worker) chance(percent float64) bool {
 	return percent >= 100 || percent > 0 && w.rnd.Float64()*100 < percent
-}
-
-// giveLater keeps an attempt for reuse, but not at once: it may still be on the stack of its codec.
-func (w *worker) giveLater(a *attempt) {
-	a.perTry.Stop()
-	if a.copied != nil {
-		w.mirrors--
-	}
-	if len(w.later) < freeMax {
-		w.later = append(w.later, a)
-	}
 }
 
 // takeBody returns memory for a body that is kept; have is what there is already.

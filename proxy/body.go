@@ -1,0 +1,123 @@
+package proxy
+
+import (
+	"github.com/lateen-mesh/lateen/proxy/stream"
+	"github.com/lateen-mesh/lateen/telemetry"
+)
+
+// The bounds of what an exchange keeps of a request's body.
+const (
+	// retryBytes is how much of a request's body is kept so that the request can be sent again; a longer one is
+	// sent once.
+	retryBytes = 64 << 10
+	// parkBytes is how much of a body may arrive before the upstream is there; reading is paused meanwhile, so
+	// that it is only what one read had brought already.
+	parkBytes = 512 << 10
+)
+
+// hold keeps the body from arriving while there is nobody to send it to.
+func (x *exchange) hold() {
+	if !x.ended {
+		x.down.Pause()
+	}
+}
+
+// connected is told by the attempt that its upstream is there: the head and what has arrived of the body go out.
+func (x *exchange) connected(a *attempt) {
+	a.sendHead(&x.req, x.ended && len(x.body) == 0 && !x.hasTrail)
+	if x.current == a && len(x.body) > 0 {
+		a.up.SendData(x.body, x.ended && !x.hasTrail)
+	}
+	if x.current == a && x.ended && x.hasTrail {
+		a.up.SendTrailers(&x.trailers)
+	}
+	if x.current != a {
+		return // given up meanwhile
+	}
+	x.trimBody()
+	if !x.ended && !a.up.Full() {
+		x.down.Resume()
+	}
+}
+
+// trimBody lets go of the kept body if it is of no more use: no other attempt will be made, or it is too long.
+func (x *exchange) trimBody() {
+	r := x.retryPolicy()
+	if r != nil && r.Attempts > x.tries && !x.responded && len(x.body) <= retryBytes {
+		return
+	}
+	if len(x.body) > 0 {
+		x.dropped = true
+	}
+	x.body = x.w.giveBody(x.body)
+}
+
+// OnData takes body bytes of the request.
+func (x *exchange) OnData(p []byte, end bool) {
+	if x.over {
+		return
+	}
+	x.rec.received += int64(len(p))
+	x.ended = x.ended || end
+	if end {
+		x.startTimeout()
+	}
+	if len(x.copies) > 0 {
+		x.copyData(p, end)
+	}
+	a := x.current
+	if a == nil || a.up == nil {
+		x.parkBody(p)
+		return
+	}
+	if len(p) > 0 && !x.dropped {
+		x.keepBody(p)
+	}
+	a.up.SendData(p, end)
+	switch {
+	case x.current != a:
+	case end && x.upEnded: // a tunnel, of which the other way has ended before
+		x.current = nil
+		a.close()
+		x.finish()
+	case !end && a.up.Full():
+		x.down.Pause()
+	}
+}
+
+// keepBody keeps bytes that are on their way to an attempt for another one, if there may be one.
+func (x *exchange) keepBody(p []byte) {
+	r := x.retryPolicy()
+	if r == nil || r.Attempts <= x.tries || x.responded || len(x.body)+len(p) > retryBytes {
+		x.dropped = true
+		x.body = x.w.giveBody(x.body)
+		return
+	}
+	x.body = append(x.w.takeBody(x.body), p...)
+}
+
+// parkBody keeps bytes for the upstream that is not there yet.
+func (x *exchange) parkBody(p []byte) {
+	if len(x.body)+len(p) > parkBytes {
+		x.answer(telemetry.BodyTooLarge, 413, "the body arrived before its destination was known, and is too large to keep")
+		return
+	}
+	if len(p) > 0 {
+		x.body = append(x.w.takeBody(x.body), p...)
+	}
+}
+
+// OnTrailers ends the request with trailers.
+func (x *exchange) OnTrailers(h *stream.Head) {
+	if x.over {
+		return
+	}
+	x.ended = true
+	x.trailers.CopyFrom(h)
+	x.hasTrail = true
+	x.startTimeout()
+	x.mirrorBody()
+	if a := x.current; a != nil && a.up != nil {
+		a.up.SendTrailers(h)
+	}
+}
