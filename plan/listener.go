@@ -153,6 +153,11 @@ const (
 	ClientCertSanitize                        // remove
 )
 
+var clientCertNames = [...]string{"leave", "append", "replace", "remove"}
+
+// String returns the treatment's name in lower case.
+func (c ClientCert) String() string { return clientCertNames[c] }
+
 // PathNormalization is MeshConfig's setting of the same name.
 type PathNormalization uint8
 
@@ -163,6 +168,11 @@ const (
 	PathMergeSlashes                                   // base, and // to /
 	PathDecodeAndMergeSlashes                          // merge, and %2F %5C decoded first
 )
+
+var pathNames = [...]string{"base", "none", "merge slashes", "decode and merge slashes"}
+
+// String returns the setting's name in lower case.
+func (p PathNormalization) String() string { return pathNames[p] }
 
 // TCP is where a connection's bytes go: one cluster, chosen by weight.
 type TCP struct {
@@ -223,3 +233,8 @@ const (
 	TracingZipkin TracingProvider = iota
 	TracingOTLP
 )
+
+var tracingNames = [...]string{"zipkin", "otlp"}
+
+// String returns the provider's name in lower case.
+func (p TracingProvider) String() string { return tracingNames[p] }

@@ -57,11 +57,11 @@ type Origin struct {
 
 // String is "Kind namespace/name" and, if known, "file:line"; empty for no origin.
 func (o Origin) String() string {
-	if o.Kind == "" {
+	if o == (Origin{}) {
 		return ""
 	}
 	s := o.Kind + " " + o.Namespace + "/" + o.Name
-	if o.File != "" {
+	if o.File != "" || o.Line != 0 {
 		s += fmt.Sprintf(" (%s:%d)", o.File, o.Line)
 	}
 	return s
@@ -116,22 +116,12 @@ const (
 	MatchPath              // path template: {*} is one segment, {**} the rest
 )
 
-var matchNames = [...]string{"none", "=", "prefix ", "suffix ", "regex ", "present", "template "}
+var matchNames = [...]string{"none", "=", "prefix", "suffix", "regex", "present", "template"}
 
-// String is for example "prefix /api" or "= /login".
-func (m StringMatch) String() string {
-	s := ""
-	if int(m.Kind) < len(matchNames) {
-		s = matchNames[m.Kind]
+// String returns the way's name.
+func (k MatchKind) String() string {
+	if int(k) < len(matchNames) {
+		return matchNames[k]
 	}
-	if m.Kind == MatchExact {
-		s += " "
-	}
-	if m.Kind != MatchPresent {
-		s += m.Value
-	}
-	if m.IgnoreCase {
-		s += " (any case)"
-	}
-	return s
+	return fmt.Sprintf("match(%d)", uint8(k))
 }
