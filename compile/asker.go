@@ -48,28 +48,25 @@ const (
 
 // scope writes role, namespace and the properties in use as one text: "sidecar/default/app=reviews,version=v1//pod".
 func (a *Asker) scope(u uses) string {
-	out := a.Role.String() + "/" + url.QueryEscape(a.Namespace) + "/"
+	parts := []string{a.Role.String(), url.QueryEscape(a.Namespace), "*"}
 	if u&usesLabels != 0 {
-		for i, k := range slices.Sorted(maps.Keys(a.Labels)) {
-			if i > 0 {
-				out += ","
-			}
-			out += url.QueryEscape(k) + "=" + url.QueryEscape(a.Labels[k])
+		var labels []string
+		for _, k := range slices.Sorted(maps.Keys(a.Labels)) {
+			labels = append(labels, url.QueryEscape(k)+"="+url.QueryEscape(a.Labels[k]))
 		}
-	} else {
-		out += "*"
+		parts[2] = strings.Join(labels, ",")
 	}
 	for _, p := range []struct {
 		use   uses
 		value string
 	}{{usesLocality, a.Locality}, {usesWorkload, a.Workload}} {
 		if u&p.use != 0 {
-			out += "/" + url.QueryEscape(p.value)
+			parts = append(parts, url.QueryEscape(p.value))
 		} else {
-			out += "/*"
+			parts = append(parts, "*")
 		}
 	}
-	return out
+	return strings.Join(parts, "/")
 }
 
 // parseScope undoes scope(usesAll); ok is false for any other text.

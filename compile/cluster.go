@@ -89,6 +89,7 @@ func (a *asking) fixedCluster(name string) *plan.Cluster {
 
 func (a *asking) discovery(c *plan.Cluster, s *mesh.Service, p mesh.Port) {
 	switch s.Resolution {
+	case mesh.Static:
 	case mesh.None:
 		c.Discovery = plan.DiscoverOriginalDst
 	case mesh.DNS, mesh.DynamicDNS, mesh.DNSRoundRobin:

@@ -274,6 +274,7 @@ func (a *asking) operation(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch,
 		path = m.URI.Value
 	case mesh.MatchPrefix:
 		path = m.URI.Value + "*"
+	default:
 	}
 	return name + ":" + strconv.Itoa(int(port)) + path
 }

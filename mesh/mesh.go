@@ -7,7 +7,10 @@
 // values are immutable once they are in a Snapshot; any goroutine may read them.
 package mesh
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Kind is a kind of object in the picture.
 type Kind uint8
@@ -89,15 +92,7 @@ func (v Visibility) Sees(namespace string) bool {
 	if v.None {
 		return false
 	}
-	if len(v.Namespaces) == 0 {
-		return true
-	}
-	for _, n := range v.Namespaces {
-		if n == namespace {
-			return true
-		}
-	}
-	return false
+	return len(v.Namespaces) == 0 || slices.Contains(v.Namespaces, namespace)
 }
 
 // Protocol is what a port speaks; the values are those of the plan.

@@ -88,8 +88,11 @@ func TestMostSpecific(t *testing.T) {
 		namespace, host string
 		want            []string
 	}{
-		{"n", "a.b.c", []string{"early", "late"}}, {"m", "a.b.c", []string{"late"}}, {"n", "x.b.c", []string{"wild"}},
-		{"m", "x.b.c", []string{"hidden"}}, {"n", "x.c", []string{"any"}},
+		{"n", "a.b.c", []string{"early", "late"}},
+		{"m", "a.b.c", []string{"late"}},
+		{"n", "x.b.c", []string{"wild"}},
+		{"m", "x.b.c", []string{"hidden"}},
+		{"n", "x.c", []string{"any"}},
 	} {
 		var got []string
 		for _, r := range v.Routes(c.namespace, GatewayMesh, c.host) {
