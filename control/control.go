@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/source"
 	"github.com/lateen-mesh/lateen/source/dir"
+	"github.com/lateen-mesh/lateen/xds/envoy"
 	"github.com/lateen-mesh/lateen/xds/native"
 	"github.com/lateen-mesh/lateen/xds/server"
 )
@@ -92,7 +94,7 @@ func New(cfg Config) (*Control, error) {
 	}
 	c.source = newPlanSource(c)
 	c.xds = server.New(server.Config{
-		Identify: c.identify, Logger: cfg.Logger, Order: native.TypeURLs(),
+		Identify: c.identify, Logger: cfg.Logger, Order: slices.Concat(native.TypeURLs(), envoy.TypeURLs()),
 	})
 	if c.registry, err = newRegistry(filepath.Join(cfg.State, "workloads.json"), c.change, cfg.Logger); err != nil {
 		return nil, err

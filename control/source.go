@@ -12,6 +12,7 @@ import (
 	"github.com/lateen-mesh/lateen/identity"
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/xds/envoy"
 	"github.com/lateen-mesh/lateen/xds/native"
 	"github.com/lateen-mesh/lateen/xds/server"
 )
@@ -24,11 +25,18 @@ type planSource struct {
 	c *Control
 
 	mu      sync.Mutex
-	encoded map[plan.Resource]server.Resource
+	encoded map[form]server.Resource
+	lists   map[server.Key]listed // of Envoy's names, by scope and type
+}
+
+// form is one encoding of a resource: several types can carry the same one, in Envoy's under several names.
+type form struct {
+	resource      plan.Resource
+	typeURL, name string
 }
 
 func newPlanSource(c *Control) *planSource {
-	return &planSource{c: c, encoded: map[plan.Resource]server.Resource{}}
+	return &planSource{c: c, encoded: map[form]server.Resource{}, lists: map[server.Key]listed{}}
 }
 
 // Scope says who a client is to the compiler, from what it says of itself and what it has proven.
@@ -43,61 +51,104 @@ func (s *planSource) Scope(client *server.Client) (string, error) {
 	return s.c.cache.ScopeOf(n.asker), nil
 }
 
-// Resource returns one compiled resource.
+// Resource returns one compiled resource, in our own encoding or in Envoy's.
 func (s *planSource) Resource(k server.Key) (server.Resource, bool) {
-	kind, ok := native.KindOf(k.Type)
-	if !ok {
-		return server.Resource{}, false
+	if kind, ok := native.KindOf(k.Type); ok {
+		res := s.c.cache.Get(compile.Key{Scope: k.Scope, Kind: kind, Name: k.Name})
+		return s.once(k, res, func() ([]byte, bool) { return native.Encode(res), true })
 	}
-	res := s.c.cache.Get(compile.Key{Scope: k.Scope, Kind: kind, Name: k.Name})
+	if kind, ok := envoy.KindOf(k.Type); ok {
+		f := flavourOf(k.Scope)
+		res := s.c.cache.Get(compile.Key{Scope: k.Scope, Kind: kind, Name: envoy.PlanName(f, kind, k.Name)})
+		return s.once(k, res, func() ([]byte, bool) { return s.envoyBody(f, res, k.Name) })
+	}
+	return server.Resource{}, false
+}
+
+// once encodes a resource the first time that it is asked for.
+func (s *planSource) once(k server.Key, res plan.Resource, encode func() ([]byte, bool)) (server.Resource, bool) {
 	if res == nil {
 		return server.Resource{}, false
 	}
+	at := form{res, k.Type, k.Name}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if out, ok := s.encoded[res]; ok {
-		return out, true
+	if out, ok := s.encoded[at]; ok {
+		return out, out.Name != ""
 	}
 	if len(s.encoded) > encodedMax {
 		clear(s.encoded)
 	}
-	body := native.Encode(res)
-	h := fnv.New64a()
-	_, _ = h.Write(body) // never fails
-	out := server.Resource{Name: res.ResourceName(), Version: strconv.FormatUint(h.Sum64(), 36), Body: body}
-	s.encoded[res] = out
-	return out, true
+	out := server.Resource{}
+	if body, ok := encode(); ok {
+		h := fnv.New64a()
+		_, _ = h.Write(body) // never fails
+		out = server.Resource{Name: k.Name, Version: strconv.FormatUint(h.Sum64(), 36), Body: body}
+	}
+	s.encoded[at] = out // one without a name says that there is none
+	return out, out.Name != ""
 }
 
 // Names lists what a wildcard subscription covers.
 func (s *planSource) Names(scope, typeURL string) []string {
-	kind, ok := native.KindOf(typeURL)
-	if !ok {
-		return nil
+	if kind, ok := native.KindOf(typeURL); ok {
+		return s.c.cache.Names(scope, kind)
 	}
-	return s.c.cache.Names(scope, kind)
+	if kind, ok := envoy.KindOf(typeURL); ok {
+		return s.envoyNames(server.Key{Scope: scope, Type: typeURL}, kind)
+	}
+	return nil
 }
 
-// changed turns the compiler's keys into those of the wire.
-func (s *planSource) changed(keys []compile.Key) []server.Key {
-	out := make([]server.Key, 0, len(keys))
-	for _, k := range keys {
-		out = append(out, server.Key{Scope: k.Scope, Type: native.TypeURL(k.Kind), Name: k.Name})
+// keysOf turns one of the compiler's keys into those of the wire.
+func keysOf(out []server.Key, k compile.Key) []server.Key {
+	out = append(out, server.Key{Scope: k.Scope, Type: native.TypeURL(k.Kind), Name: k.Name})
+	typeURL := envoy.TypeURL(k.Kind)
+	if typeURL == "" {
+		return out
+	}
+	if k.Name == "" {
+		return append(out, server.Key{Scope: k.Scope, Type: typeURL})
+	}
+	for _, name := range envoy.Names(flavourOf(k.Scope), k.Kind, k.Name) {
+		out = append(out, server.Key{Scope: k.Scope, Type: typeURL, Name: name})
 	}
 	return out
 }
 
-// forget lets go of answers that no client subscribes to any more.
+// changed turns the compiler's keys into those of the wire.
+func (s *planSource) changed(keys []compile.Key) []server.Key {
+	out := make([]server.Key, 0, 2*len(keys))
+	for _, k := range keys {
+		out = keysOf(out, k)
+	}
+	return out
+}
+
+// forget lets go of answers that no client subscribes to any more, in whatever form.
 func (s *planSource) forget(xds *server.Server) {
-	xds.Release(s.changed(s.c.cache.Keys()), func(k server.Key) {
-		kind, _ := native.KindOf(k.Type)
-		s.c.cache.Forget(compile.Key{Scope: k.Scope, Kind: kind, Name: k.Name})
+	var keys []server.Key
+	owner, wanted := map[server.Key]compile.Key{}, map[compile.Key]int{}
+	for _, k := range s.c.cache.Keys() {
+		n := len(keys)
+		keys = keysOf(keys, k)
+		for _, form := range keys[n:] {
+			owner[form] = k
+		}
+		wanted[k] = len(keys) - n
+	}
+	xds.Release(keys, func(k server.Key) {
+		o := owner[k]
+		if wanted[o]--; wanted[o] == 0 {
+			s.c.cache.Forget(o)
+		}
 	})
 	held := len(s.c.cache.Keys())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.encoded) > 4*held+1024 {
 		clear(s.encoded)
+		clear(s.lists)
 	}
 }
 
