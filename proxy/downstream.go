@@ -16,6 +16,9 @@ const (
 	headWait = 60 * time.Second
 	// lingerWait is how long a connection whose last word has been said waits for its peer to close.
 	lingerWait = 2 * time.Second
+	// drainQuiet is how long a connection must have been without requests before a drain closes it: in one that is
+	// in use the next request may be under way already, and is answered.
+	drainQuiet = 200 * time.Millisecond
 )
 
 // downstream is a client's connection that speaks HTTP.
@@ -36,9 +39,9 @@ type downstream struct {
 // serve speaks HTTP on a session's connection.
 func (w *worker) serve(s *session, g guess) {
 	d := &downstream{w: w, s: s, c: s.c, http: s.chain.Plan.HTTP, used: w.loop.Now()}
-	s.end()
 	d.rec.init(d)
 	w.downstreams[d] = struct{}{}
+	s.end()
 	if g == guessHTTP2 {
 		d.h2 = http2.NewServerConn(s.c, d, w.h2Server(), d)
 		s.c.SetHandler(h2Server{d})
@@ -78,13 +81,15 @@ func (d *downstream) exchangeOver() {
 	d.used = d.w.loop.Now()
 }
 
-// drain lets the client finish what is open and take its next requests elsewhere.
+// drain lets the client finish what is open and take its next requests elsewhere. An idle HTTP/1 connection is left
+// to sweep.
 func (d *downstream) drain() {
-	if d.h2 != nil {
+	switch {
+	case d.h2 != nil:
 		d.h2.Drain()
-		return
+	case !d.h1.Idle():
+		d.h1.Drain()
 	}
-	d.h1.Drain()
 }
 
 // OnIdle: the client's turn.
@@ -104,6 +109,9 @@ func (d *downstream) OnLinger(*http1.ServerConn) {
 
 // sweep closes the connection if it has been idle for too long.
 func (d *downstream) sweep(now time.Time) {
+	if d.h2 != nil {
+		d.h2.Tick()
+	}
 	idle := d.http.IdleTimeout
 	if idle == 0 {
 		idle = downstreamIdle
@@ -112,12 +120,14 @@ func (d *downstream) sweep(now time.Time) {
 	case d.linger:
 		idle = lingerWait
 	case d.active > 0:
-		if d.h2 != nil {
-			d.h2.Tick()
-		}
 		return
 	case d.h1 != nil && !d.h1.Idle():
 		idle = headWait
+	case d.h1 != nil && d.w.draining:
+		idle = drainQuiet
+	case d.h2 != nil && now.Sub(d.used) >= idle:
+		d.h2.Drain() // a request may be under way
+		idle += lingerWait
 	}
 	if now.Sub(d.used) >= idle {
 		d.c.Close()

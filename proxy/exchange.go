@@ -137,8 +137,12 @@ func (x *exchange) OnHead(h *stream.Head, end bool) {
 	x.grpc = isGRPC(ct)
 	x.hold()
 	if !allowed {
-		x.answer(telemetry.MTLSRequired, 403, "the connection is not permitted any more; open a new one")
 		x.d.drain()
+		x.answer(telemetry.MTLSRequired, 403, "the connection is not permitted any more; open a new one")
+		return
+	}
+	if x.req.HTTP10 && !x.d.http.HTTP10 {
+		x.answer(telemetry.VersionUnsupported, 426, "")
 		return
 	}
 	if !x.readTarget() {
@@ -530,9 +534,9 @@ func (x *exchange) finish() {
 // remoteIP is the client's address as far as the proxies in front are believed.
 func (x *exchange) remoteIP() netip.Addr {
 	src := x.d.s.src.Addr()
-	xff, ok := x.req.Get("x-forwarded-for")
-	if !ok || x.d.http.TrustedHops == 0 {
+	if x.d.http.TrustedHops == 0 {
 		return src
 	}
-	return trustedAddr(xff, x.d.http.TrustedHops, src)
+	x.w.scratch = appendJoined(x.w.scratch[:0], &x.req, "x-forwarded-for")
+	return trustedAddr(x.w.scratch, x.d.http.TrustedHops, src)
 }

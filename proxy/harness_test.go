@@ -26,6 +26,7 @@ type rig struct {
 	p    *Proxy
 	addr string // of the gateway's one port
 	logs *lines
+	stop func() // ends the proxy and waits for it, so that its logs are written
 }
 
 // lines collects log lines.
@@ -50,52 +51,70 @@ func (l *lines) String() string {
 func newRig(t *testing.T, route *plan.Route, resources ...plan.Resource) *rig {
 	t.Helper()
 	r := startRig(t)
-	port := freePort(t)
-	r.addr = fmt.Sprintf("127.0.0.1:%d", port)
-	route.Name = fmt.Sprintf("gateway|%d", port)
-	l := &plan.Listener{
-		Name: route.Name, Direction: plan.Gateway, Bind: netip.MustParseAddrPort(r.addr),
-		Chains: []plan.Chain{{Name: "http", Protocol: plan.ProtocolHTTP, HTTP: &plan.HTTP{Route: route.Name, AppendForwardedFor: true, Peers: true, ServerName: "istio-envoy"}}},
-	}
-	r.feed(append(resources, route, l)...)
-	r.p.gateways.update([]string{l.Name})
+	r.openGateway(&plan.Chain{
+		Name: "http", Protocol: plan.ProtocolHTTP, HTTP: &plan.HTTP{AppendForwardedFor: true, Peers: true, ServerName: "istio-envoy"},
+	}, plan.Telemetry{}, route, resources...)
 	return r
 }
 
-func startRig(t *testing.T) *rig {
+// openGateway gives the gateway its one port, whose one chain is given, and waits until it is open.
+func (r *rig) openGateway(c *plan.Chain, told plan.Telemetry, route *plan.Route, resources ...plan.Resource) {
+	r.t.Helper()
+	port := freePort(r.t)
+	r.addr = fmt.Sprintf("127.0.0.1:%d", port)
+	l := &plan.Listener{Name: fmt.Sprintf("gateway|%d", port), Direction: plan.Gateway, Bind: netip.MustParseAddrPort(r.addr), Telemetry: told}
+	if route != nil {
+		route.Name, c.HTTP.Route = l.Name, l.Name
+		resources = append(resources, route)
+	}
+	l.Chains = []plan.Chain{*c}
+	r.feed(append(resources, l)...)
+	r.p.gateways.update([]string{l.Name})
+}
+
+func startRig(t *testing.T, change ...func(*Config)) *rig {
 	t.Helper()
 	logs := &lines{}
 	cfg := Config{Role: RoleGateway, Name: "gw", Namespace: "default", ServiceAccount: "gw", TrustDomain: "cluster.local", Loops: 1, Logger: slog.New(slog.NewTextHandler(logs, nil))}
+	for _, f := range change {
+		f(&cfg)
+	}
 	p := &Proxy{cfg: cfg, started: time.Now(), ready: make(chan struct{}), drainedAll: make(chan struct{}), metrics: metrics.New(metrics.Config{}), holder: identity.NewHolder(nil)}
+	p.tls.holder = p.holder
 	p.table = table.New(table.Config{Subscribe: func(plan.Kind, ...string) {}, Unsubscribe: func(plan.Kind, ...string) {}, TrustDomain: "cluster.local"})
 	p.self = newSelf(&p.cfg)
 	p.logs.logger, p.spans = cfg.Logger, newSpans(cfg.Logger)
 	p.unknown = p.table.Unknown()
 	p.passthrough = p.unknown.Chains[0].TCP.Choose(0)
 	p.gateways.p = p
-	w, err := p.newWorker()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.workers = []*worker{w}
 	ctx, cancel := context.WithCancel(context.Background())
 	var group sync.WaitGroup
 	p.logs.start(ctx, &group)
 	p.spans.start(ctx, &group)
-	group.Go(func() {
-		if err := w.loop.Run(ctx); err != nil {
-			t.Errorf("event loop: %v", err)
+	for range cfg.Loops {
+		w, err := p.newWorker()
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	t.Cleanup(func() {
+		p.workers = append(p.workers, w)
+		group.Go(func() {
+			if err := w.loop.Run(ctx); err != nil {
+				t.Errorf("event loop: %v", err)
+			}
+		})
+	}
+	r := &rig{t: t, p: p, logs: logs, stop: sync.OnceFunc(func() {
 		cancel()
 		group.Wait()
+	})}
+	t.Cleanup(func() {
+		r.stop()
 		if t.Failed() {
 			t.Log(logs)
 		}
 	})
 	p.table.WatchListeners(func([]string) {})
-	return &rig{t: t, p: p, logs: logs}
+	return r
 }
 
 // feed brings resources into the table.

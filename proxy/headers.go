@@ -57,19 +57,38 @@ func (x *exchange) forwarded(h *stream.Head, http *plan.HTTP) {
 		}
 		return
 	}
-	ip := x.d.s.src.Addr().Unmap()
-	if old, has := h.Get("x-forwarded-for"); has && http.TrustedHops > 0 {
-		x.w.scratch = append(append(x.w.scratch[:0], old...), ',')
-	} else {
-		x.w.scratch = x.w.scratch[:0]
+	x.w.scratch = x.w.scratch[:0]
+	if http.TrustedHops > 0 {
+		x.w.scratch = appendJoined(x.w.scratch, h, "x-forwarded-for")
 	}
-	x.w.scratch = ip.AppendTo(x.w.scratch)
+	if len(x.w.scratch) > 0 {
+		x.w.scratch = append(x.w.scratch, ',')
+	}
+	x.w.scratch = x.d.s.src.Addr().Unmap().AppendTo(x.w.scratch)
 	h.Set("x-forwarded-for", x.w.scratch)
 	if http.TrustedHops == 0 {
 		h.Set("x-forwarded-proto", []byte(proto))
 	} else if _, has := h.Get("x-forwarded-proto"); !has {
 		h.AddString("x-forwarded-proto", proto)
 	}
+}
+
+// appendJoined appends all fields of a name as one list (RFC 9110 section 5.3): what a client sends in a line of its own
+// must not stand in front of, or instead of, what a proxy said in the next.
+func appendJoined(dst []byte, h *stream.Head, name string) []byte {
+	first := true
+	for i := range h.Len() {
+		n, v := h.At(i)
+		if !stream.EqualFold(n, name) {
+			continue
+		}
+		if !first {
+			dst = append(dst, ',')
+		}
+		first = false
+		dst = append(dst, v...)
+	}
+	return dst
 }
 
 // trustedAddr is the address at which the chain of believed proxies ends, counted from the right.
@@ -124,18 +143,16 @@ func (x *exchange) clientCert(h *stream.Head, how plan.ClientCert) {
 // peerRequest exchanges workload metadata with the proxies of the mesh: what the client's said is kept for
 // telemetry, and our own is sent only to those who are of the mesh.
 func (x *exchange) peerRequest(h *stream.Head, http *plan.HTTP) {
-	if !http.Peers {
-		return
-	}
-	if x.d.s.listener.Plan.Direction == plan.Inbound {
-		if value, has := h.Get(peerField); has && x.d.s.meshed {
-			x.rec.source = x.w.peers.read(value, x.d.s.peerText)
+	inbound := x.d.s.listener.Plan.Direction == plan.Inbound
+	if inbound && http.Peers && x.d.s.meshed {
+		if value, has := h.Get(peerField); has {
+			x.rec.source = x.d.rec.peer(x.w, value, x.d.s.peerText)
 		}
-		h.Del(peerField)
-		h.Del(peerIDField)
-		return
 	}
-	if x.meshBound() {
+	// What comes from outside of the mesh, or from the application, is not passed on as if a proxy had said it.
+	h.Del(peerField)
+	h.Del(peerIDField)
+	if http.Peers && !inbound && x.meshBound() {
 		h.Set(peerField, x.w.p.self.metadata)
 		h.Set(peerIDField, x.w.p.self.id)
 	}

@@ -67,7 +67,7 @@ func (d *tcpDial) try() {
 func (d *tcpDial) connected(c *loop.Conn, why telemetry.Reason, err error) {
 	d.dialing = nil
 	w := d.s.w
-	if d.ep != nil {
+	if d.ep != nil && why != telemetry.NoIdentity {
 		d.ep.Report(w.loop.Now(), balance.Outcome{LocalFailure: err != nil})
 	}
 	if err == nil {
@@ -108,13 +108,16 @@ func (s *session) askServer() {
 	}
 	e := &early{s: s}
 	s.early = e
-	e.dial = s.dialTCP(func(c *loop.Conn, _ telemetry.Reason, err error) {
-		if err != nil {
-			return // the client's first bytes decide; the failure shows again then
+	dial := s.dialTCP(func(c *loop.Conn, why telemetry.Reason, err error) {
+		if err != nil { // as if there was no proxy between them
+			s.early = nil
+			s.refuse(why, err)
+			return
 		}
 		e.c = c
 		c.SetHandler(e)
 	})
+	e.dial = dial
 }
 
 func (s *session) dropEarly() {
@@ -137,12 +140,15 @@ func (e *early) OnData(*loop.Conn, []byte) int {
 	return 0
 }
 
-// OnEOF: the server has nothing to say and will not listen long.
+// OnEOF: the server has nothing to say, and takes the connection for over.
 func (e *early) OnEOF(c *loop.Conn) {
+	c.Close()
 	if e.s.early == e {
 		e.s.early = nil
+		e.s.end()
+		e.s.w.connectionGone()
+		e.s.c.Close()
 	}
-	c.Close()
 }
 
 // OnClose forgets the connection.
@@ -150,6 +156,7 @@ func (e *early) OnClose(*loop.Conn, error) {
 	e.dial.choice.Cluster.ReleaseConnection()
 	if e.s.early == e {
 		e.s.early = nil
+		e.s.refuse(telemetry.UpstreamReset, errors.New("the server reset the connection before either side spoke"))
 	}
 }
 
@@ -183,6 +190,7 @@ type relayUp struct{ *relay }
 // startRelay connects the session's client to its server and copies.
 func (w *worker) startRelay(s *session) {
 	r := &relay{w: w, s: s, down: s.c, active: w.loop.Now()}
+	w.relays[r] = struct{}{}
 	if e := s.early; e != nil {
 		s.early = nil
 		r.dial = e.dial
@@ -210,8 +218,8 @@ func (r *relay) connected(c *loop.Conn, why telemetry.Reason, err error) {
 		return
 	}
 	if err != nil {
-		r.ended = true
 		r.w.recordRefusal(r.s, why, err)
+		r.giveUp()
 		r.down.Abort()
 		return
 	}
@@ -229,6 +237,13 @@ func (r *relay) connected(c *loop.Conn, why telemetry.Reason, err error) {
 	if r.downEOF {
 		r.up.CloseWrite()
 	}
+}
+
+// giveUp ends a relay that never reached its server.
+func (r *relay) giveUp() {
+	r.ended = true
+	delete(r.w.relays, r)
+	r.w.connectionGone()
 }
 
 // OnData passes the client's bytes on; before the server is there they stay unread.
@@ -300,8 +315,8 @@ func (d relayDown) OnClose(_ *loop.Conn, err error) {
 	r := d.relay
 	if r.up == nil {
 		if !r.ended {
-			r.ended = true
 			r.dial.cancel()
+			r.giveUp()
 			r.w.recordRefusal(r.s, telemetry.DownstreamClosed, errors.New("the client left before the server was reached"))
 		}
 		return
@@ -374,6 +389,9 @@ func (r *relay) flush() {
 
 // sweep closes the relay if nothing has travelled for too long, or if it is not permitted any more.
 func (r *relay) sweep(now time.Time) {
+	if r.up == nil {
+		return // the search for the server has timeouts of its own
+	}
 	if serial := r.s.serial; !r.s.refresh() {
 		r.deny(telemetry.MTLSRequired)
 		return

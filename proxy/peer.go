@@ -82,16 +82,23 @@ func stringValue(s string) []byte {
 // peerMax bounds what is read of a peer's metadata.
 const peerMax = 8 << 10
 
+// peerCacheMax bounds what is remembered of peers.
+const peerCacheMax = 1024
+
 // peerCache knows the peers whose metadata has been read.
 type peerCache map[string]telemetry.PeerRef
 
 // read turns a peer's metadata into its name in telemetry. What the peer says counts for its looks only; who it
 // is, is what it has proven.
 func (c *peerCache) read(value []byte, principal string) telemetry.PeerRef {
-	if ref, ok := (*c)[string(value)+principal]; ok {
+	if len(value) > peerMax {
+		value = nil
+	}
+	key := string(value) + principal
+	if ref, ok := (*c)[key]; ok {
 		return ref
 	}
-	if *c == nil || len(*c) >= cacheMax {
+	if *c == nil || len(*c) >= peerCacheMax {
 		*c = peerCache{}
 	}
 	p := decodePeer(value)
@@ -99,14 +106,11 @@ func (c *peerCache) read(value []byte, principal string) telemetry.PeerRef {
 		p.Principal = "spiffe://" + principal
 	}
 	ref := p.Ref()
-	(*c)[string(value)+principal] = ref
+	(*c)[key] = ref
 	return ref
 }
 
 func decodePeer(value []byte) telemetry.Peer {
-	if len(value) > peerMax {
-		return telemetry.Peer{}
-	}
 	raw, err := base64.StdEncoding.DecodeString(string(value))
 	if err != nil {
 		return telemetry.Peer{}

@@ -10,6 +10,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -166,6 +167,8 @@ func New(cfg Config) (*Proxy, error) {
 	p.self = newSelf(&cfg)
 	p.logs.logger = cfg.Logger
 	p.spans = newSpans(cfg.Logger)
+	p.spans.name = cmp.Or(cfg.Workload.CanonicalName, cfg.Workload.Name, cfg.Name) + "." + cfg.Namespace
+	p.spans.dial = p.dialer().DialContext
 	p.unknown = p.table.Unknown()
 	p.passthrough = p.unknown.Chains[0].TCP.Choose(0)
 	return p, nil
@@ -211,11 +214,14 @@ func (p *Proxy) Run(ctx context.Context) error {
 	live, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var group sync.WaitGroup
-	errs := make(chan error, 16)
+	errs := make(chan error, 1)
 	run := func(what string, f func(context.Context) error) {
 		group.Go(func() {
 			if err := f(live); err != nil && live.Err() == nil {
-				errs <- fmt.Errorf("%s: %w", what, err)
+				select {
+				case errs <- fmt.Errorf("%s: %w", what, err):
+				default: // one is enough to end the run
+				}
 			}
 		})
 	}

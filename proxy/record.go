@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"net/netip"
 	"time"
 
@@ -285,6 +286,18 @@ func (d *downstream) protocol() string {
 type connRecord struct {
 	source telemetry.PeerRef
 	xfcc   []byte
+	// The peer's metadata, which is the same with each request, and what it says.
+	metadata []byte
+	named    telemetry.PeerRef
+}
+
+// peer is what the proxy at the other end says of its workload.
+func (r *connRecord) peer(w *worker, metadata []byte, principal string) telemetry.PeerRef {
+	if len(r.metadata) == 0 || !bytes.Equal(r.metadata, metadata) {
+		r.metadata = append(r.metadata[:0], metadata[:min(len(metadata), peerMax)]...)
+		r.named = w.peers.read(metadata, principal)
+	}
+	return r.named
 }
 
 func (r *connRecord) init(d *downstream) {
@@ -381,7 +394,6 @@ func (w *worker) tcpKey(s *session, t target) telemetry.TCPKey {
 
 // openRelay counts a connection whose bytes are relayed.
 func (w *worker) openRelay(r *relay) {
-	w.relays[r] = struct{}{}
 	r.key = w.tcpKey(r.s, target{cluster: r.cluster(), ep: r.ep})
 	if !r.s.listener.Plan.Telemetry.NoMetrics {
 		w.shard.Opened(r.key)

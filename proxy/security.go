@@ -26,6 +26,7 @@ type tlsConfigs struct {
 
 type clientKey struct {
 	cluster *plan.Cluster
+	secret  *plan.Secret // a new one makes a new configuration
 	alpn    string
 }
 
@@ -167,8 +168,8 @@ func (p *Proxy) material(t *plan.ServerTLS) (tls.Certificate, []byte, error) {
 }
 
 // client returns the configuration for a cluster and protocols, made once.
-func (t *tlsConfigs) client(c *plan.Cluster, alpn []string, build func() (*tls.Config, error)) (*tls.Config, error) {
-	key := clientKey{cluster: c}
+func (t *tlsConfigs) client(c *plan.Cluster, s *plan.Secret, alpn []string, build func() (*tls.Config, error)) (*tls.Config, error) {
+	key := clientKey{cluster: c, secret: s}
 	if len(alpn) > 0 {
 		key.alpn = alpn[0]
 	}
@@ -191,7 +192,7 @@ func (t *tlsConfigs) client(c *plan.Cluster, alpn []string, build func() (*tls.C
 // meshClient is mutual TLS with the mesh's identities.
 func (p *Proxy) meshClient(t target, alpn []string) (*tls.Config, error) {
 	c := t.cluster.Plan()
-	return p.tls.client(c, alpn, func() (*tls.Config, error) {
+	return p.tls.client(c, nil, alpn, func() (*tls.Config, error) {
 		accept := func(id identity.ID) bool { return id.TrustDomain == p.cfg.TrustDomain }
 		if len(c.TLS.Identities) > 0 {
 			var ids []identity.ID
@@ -208,7 +209,7 @@ func (p *Proxy) meshClient(t target, alpn []string) (*tls.Config, error) {
 
 // ordinaryClient is TLS as browsers speak it, with a client certificate where one is named.
 func (p *Proxy) ordinaryClient(c *plan.Cluster, alpn []string) (*tls.Config, error) {
-	return p.tls.client(c, alpn, func() (*tls.Config, error) {
+	return p.tls.client(c, p.table.Secret(c.TLS.Secret), alpn, func() (*tls.Config, error) {
 		cfg := identity.BaseTLS(alpn)
 		cfg.ServerName, cfg.InsecureSkipVerify = c.TLS.SNI, c.TLS.InsecureSkipVerify
 		chain, key, roots, err := p.clientMaterial(&c.TLS)

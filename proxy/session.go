@@ -97,6 +97,11 @@ func (s *session) findListener(name string) {
 	case table.Ready:
 		s.obey(l)
 	case table.Absent:
+		if !s.outbound() {
+			// What the workload accepts, and from whom, is not known: nothing is.
+			s.refuse(telemetry.NoListener, fmt.Errorf("there is no listener %q", name))
+			return
+		}
 		s.obey(s.w.p.unknown)
 	default:
 		s.c.PauseRead()
@@ -113,6 +118,11 @@ func (s *session) findListener(name string) {
 			})
 		})
 	}
+}
+
+// outbound reports whether the connection is one that the workload has opened.
+func (s *session) outbound() bool {
+	return s.name != plan.ListenerInbound && !strings.HasPrefix(s.name, plan.ListenerGateway)
 }
 
 // obey begins the treatment that a listener orders.
@@ -132,7 +142,7 @@ func (s *session) obey(l *table.Listener) {
 	case plan.TLSPermissive:
 		s.timer.Reset(quietWait)
 	default:
-		s.handshake()
+		s.timer.Reset(handshakeWait) // a handshake begins with the client's first bytes, when they are TLS
 	}
 }
 
@@ -155,24 +165,38 @@ func (s *session) refresh() bool {
 	}
 	s.serial = serial
 	l, state := s.w.p.table.Listener(s.name)
+	if state == table.Absent && !s.outbound() {
+		return false
+	}
 	if state != table.Ready || l == s.listener {
 		return true
 	}
 	c := l.Match(&table.ConnMatch{Port: s.dst.Port(), Dest: s.dst.Addr(), Source: s.src.Addr(), SNI: []byte(s.sni)})
-	if c == nil || c.Plan.TLS.Mode == plan.TLSStrict && !s.meshed {
+	if c == nil || !s.secureEnough(&c.Plan.TLS) {
 		return false
 	}
 	s.listener, s.chain = l, c
 	return true
 }
 
+// secureEnough reports whether the connection could have been made under the given orders.
+func (s *session) secureEnough(t *plan.ServerTLS) bool {
+	switch t.Mode {
+	case plan.TLSStrict, plan.TLSMesh:
+		return s.meshed
+	case plan.TLSSimple, plan.TLSMutual, plan.TLSOptional:
+		return s.secured || t.RedirectHTTPS
+	}
+	return true
+}
+
 // OnData looks at the client's first bytes; it consumes none.
 func (s *session) OnData(_ *loop.Conn, p []byte) int {
-	s.unread = len(p)
 	switch s.stage {
 	case stageBytes:
 		s.onFirst(p)
 	case stageSniff:
+		s.unread = len(p)
 		s.onInside(p)
 	}
 	return 0
@@ -182,11 +206,13 @@ func (s *session) OnData(_ *loop.Conn, p []byte) int {
 func (s *session) onFirst(p []byte) {
 	err := hello.Parse(p, &s.hello)
 	if errors.Is(err, hello.ErrMore) {
-		if s.chain == nil || s.chain.Plan.TLS.Mode == plan.TLSPermissive {
+		if s.unread == 0 {
 			s.timer.Reset(handshakeWait)
 		}
+		s.unread = len(p)
 		return
 	}
+	s.unread = len(p)
 	s.timer.Stop()
 	isTLS := err == nil
 	if s.chain == nil {
@@ -259,8 +285,9 @@ func (s *session) onHandshake(err error) {
 	if s.ended {
 		return
 	}
-	if err != nil {
-		s.refuse(tlsReason(err), fmt.Errorf("handshake with %s: %w", s.src, err))
+	if err != nil { // the loop closes the connection, so that the client learns of the alert
+		s.w.recordRefusal(s, tlsReason(err), err)
+		s.end()
 		return
 	}
 	state := s.c.TLS()
@@ -300,7 +327,7 @@ func (s *session) inside() {
 		s.relay()
 		return
 	}
-	s.stage = stageSniff
+	s.stage, s.unread = stageSniff, 0
 	if !p.Protocol.IsHTTP() && !s.insideHTTP {
 		s.timer.Reset(quietWait) // it may be for the server to speak first
 	}
@@ -309,14 +336,14 @@ func (s *session) inside() {
 
 // onInside decides whether the first bytes are HTTP.
 func (s *session) onInside(p []byte) {
-	must := s.chain.Plan.Protocol.IsHTTP() || s.insideHTTP
+	must := s.must()
 	switch g := sniff(p); {
 	case g == guessHTTP1, g == guessHTTP2:
 		s.serveHTTP(g)
+	case g == guessMore && must:
+		s.timer.Reset(headWait)
 	case g == guessMore:
-		if !must {
-			s.timer.Reset(lineWait)
-		}
+		s.timer.Reset(lineWait)
 	case must && s.chain.TCP != nil && !s.secured && hello.Parse(p, &s.hello) == nil:
 		s.relay() // HTTPS on a port declared as HTTP: pass it on
 	case must:
@@ -326,23 +353,38 @@ func (s *session) onInside(p []byte) {
 	}
 }
 
+// must reports that what is inside is HTTP, and nothing else is served.
+func (s *session) must() bool { return s.chain.Plan.Protocol.IsHTTP() || s.insideHTTP }
+
 // onTimer ends a wait.
 func (s *session) onTimer() {
 	switch s.stage {
 	case stageListener:
 		s.refuse(telemetry.ConfigMissing, fmt.Errorf("no orders for %s within %s: is the control plane reachable?", s.dst, planWait))
 	case stageBytes:
-		if s.chain == nil {
+		if s.chain == nil || s.chain.Plan.TLS.Mode != plan.TLSPermissive || s.unread > 0 {
 			s.refuse(telemetry.MTLSRequired, fmt.Errorf("%s sent no ClientHello within %s", s.src, handshakeWait))
 			return
 		}
-		s.askServer()
-	case stageSniff:
-		if s.early != nil || s.unread > 0 {
-			s.relay()
-			return
+		if !s.chain.Plan.Protocol.IsHTTP() {
+			s.askServer()
 		}
-		s.askServer()
+	case stageSniff:
+		switch {
+		case s.must():
+			s.refuse(telemetry.DownstreamProtocolError, fmt.Errorf("%s sent no request line within %s", s.src, headWait))
+		case s.early != nil || s.unread > 0:
+			s.relay()
+		default:
+			s.askServer()
+		}
+	}
+}
+
+// sweep ends a connection on which neither side says anything.
+func (s *session) sweep(now time.Time) {
+	if now.Sub(s.started) >= downstreamIdle {
+		s.refuse(telemetry.IdleTimeout, fmt.Errorf("%s said nothing for %s", s.src, downstreamIdle))
 	}
 }
 
@@ -358,6 +400,10 @@ func (s *session) serveHTTP(g guess) {
 func (s *session) relay() {
 	s.stage = stageDone
 	s.timer.Stop()
+	if s.chain.TCP == nil {
+		s.refuse(telemetry.NoListener, fmt.Errorf("chain %q takes nothing but HTTP", s.chain.Plan.Name))
+		return
+	}
 	if v := s.judge(); !v.Allowed {
 		s.refuse(v.Reason, fmt.Errorf("connection of %q denied by %s", s.peerText, policyText(v)))
 		return
@@ -397,6 +443,7 @@ func policyText(v authz.Verdict) string {
 func (s *session) refuse(why telemetry.Reason, err error) {
 	s.w.recordRefusal(s, why, err)
 	s.end()
+	s.w.connectionGone()
 	s.c.Abort()
 }
 
@@ -415,18 +462,22 @@ func (s *session) end() {
 	delete(s.w.sessions, s)
 }
 
-// OnEOF: a client that leaves before it said anything; half-open server-first clients are served by the relay.
+// OnEOF: a client that says no more is relayed, since the server may have something to say to it.
 func (s *session) OnEOF(*loop.Conn) {
-	if s.stage == stageSniff && s.unread > 0 {
+	if s.stage == stageSniff && !s.must() {
 		s.relay()
 		return
 	}
 	s.end()
+	s.w.connectionGone()
 	s.c.Close()
 }
 
 // OnClose ends the session.
-func (s *session) OnClose(_ *loop.Conn, _ error) { s.end() }
+func (s *session) OnClose(_ *loop.Conn, _ error) {
+	s.end()
+	s.w.connectionGone()
+}
 
 // OnDrain does nothing: a session writes nothing.
 func (s *session) OnDrain(*loop.Conn) {}

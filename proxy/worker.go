@@ -84,6 +84,9 @@ func (p *Proxy) newWorker() (*worker, error) {
 // sweep ends what has been idle for too long.
 func (w *worker) sweep() {
 	now := w.loop.Now()
+	for s := range w.sessions {
+		s.sweep(now)
+	}
 	for d := range w.downstreams {
 		d.sweep(now)
 	}
@@ -91,12 +94,17 @@ func (w *worker) sweep() {
 		r.sweep(now)
 	}
 	w.sweepPools(now)
+	if w.draining {
+		w.sweeper.Reset(drainQuiet / 2)
+		return
+	}
 	w.sweeper.Reset(sweepEvery)
 }
 
 // drain lets what is open end and takes nothing new on open connections.
 func (w *worker) drain() {
 	w.draining = true
+	w.sweeper.Reset(drainQuiet / 2)
 	for d := range w.downstreams {
 		d.drain()
 	}
