@@ -60,8 +60,8 @@ func Execute(ctx context.Context, args []string, in, out, errs *os.File) int {
 	if err == nil {
 		return 0
 	}
-	code, failed := codeFailed, (*exitError)(nil)
-	if errors.As(err, &failed) {
+	code := codeFailed
+	if failed, ok := errors.AsType[*exitError](err); ok {
 		code = failed.code
 		if failed.err == nil {
 			return code
@@ -125,7 +125,7 @@ func (a *app) root() *cobra.Command {
 
 // absent explains that a mesh does not run.
 func (a *app) absent(err error) error {
-	if !errors.Is(err, host.ErrNobody) {
+	if err == nil || !errors.Is(err, host.ErrNobody) {
 		return err
 	}
 	return fmt.Errorf("no mesh named %q runs here; start one with `lateen demo` or `lateen run`: %w", a.mesh, err)

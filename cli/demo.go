@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -76,7 +75,7 @@ func (a *app) demo() *cobra.Command {
 	f.BoolVar(&o.headless, "headless", false, "no picture: run for some time, then print what happened")
 	f.DurationVar(&o.duration, "for", 0, "end after so long (headless: 20s)")
 	f.StringVarP(&o.output, "output", "o", "text", "headless: text or json")
-	f.StringArrayVar(&o.configs, "config", nil, "file or folder with further objects; may be repeated")
+	f.StringArrayVar(&o.configs, "config", nil, "file or folder with further objects, which replace the demo's of the same names;\nmay be repeated")
 	f.StringArrayVar(&applyAt, "apply-at", nil, "apply FILE so long after the load began; may be repeated, each with its FILE")
 	f.StringArrayVar(&o.headers, "header", nil, "header of the load's requests, as in 'end-user: jason'; may be repeated")
 	f.StringVar(&o.path, "path", pagePath, "path of the load's requests")
@@ -179,6 +178,8 @@ type demoRun struct {
 	load    *load
 	lost    chan error // A workload that ended by itself.
 	clients []*host.Client
+
+	configured bool // The user added objects.
 }
 
 // runDemo runs the demo to its end.
@@ -198,6 +199,9 @@ func (a *app) runDemo(ctx context.Context, o demoOptions) error {
 		return err
 	}
 	defer d.end()
+	if err := d.configure(ctx); err != nil {
+		return err
+	}
 	if err := d.start(ctx, demoWorkloads(bookinfo)); err != nil {
 		return err
 	}
@@ -251,22 +255,46 @@ func findExamples(folder string) (examples, bookinfo string, err error) {
 
 // fill puts the demo's first objects into the mesh's folder of configuration.
 func (d *demoRun) fill(config string) error {
-	paths := []string{filepath.Join(d.opts.examples, "platform"), filepath.Join(d.opts.examples, "networking", "bookinfo-gateway.yaml")}
-	for i, path := range slices.Concat(paths, d.opts.configs) {
-		files, err := yamlFiles(path)
+	for _, name := range []string{"platform/services.yaml", "networking/bookinfo-gateway.yaml", "networking/destination-rule-all.yaml"} {
+		text, err := os.ReadFile(filepath.Join(d.opts.examples, name))
+		if err != nil {
+			return fmt.Errorf("read the demo's objects: %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(config, filepath.Base(name)), text, 0o600); err != nil {
+			return fmt.Errorf("write the demo's objects: %w", err)
+		}
+	}
+	return nil
+}
+
+// configure applies the objects that the user adds: they replace the demo's own of the same names.
+func (d *demoRun) configure(ctx context.Context) error {
+	var files []string
+	for _, path := range d.opts.configs {
+		list, err := yamlFiles(path)
 		if err != nil {
 			return err
 		}
-		for _, f := range files {
-			text, err := os.ReadFile(f)
-			if err != nil {
-				return fmt.Errorf("read the demo's objects: %w", err)
-			}
-			name := fmt.Sprintf("%02d-%s", i, filepath.Base(f))
-			if err := os.WriteFile(filepath.Join(config, name), text, 0o600); err != nil {
-				return fmt.Errorf("write the demo's objects: %w", err)
-			}
-		}
+		files = append(files, list...)
+	}
+	if d.configured = len(files) > 0; !d.configured {
+		return nil
+	}
+	return d.apply(ctx, files)
+}
+
+// apply applies files whole; only what is odd about them is told.
+func (d *demoRun) apply(ctx context.Context, paths []string) error {
+	b, err := d.app.read(paths)
+	if err != nil {
+		return err
+	}
+	out, err := d.app.send(ctx, "/apply", false, b.text, b)
+	if err != nil {
+		return fmt.Errorf("apply %s: %w", strings.Join(paths, ", "), err)
+	}
+	if d.opts.headless {
+		d.app.warn(out.Warnings, b)
 	}
 	return nil
 }
@@ -332,8 +360,8 @@ func (d *demoRun) startOne(ctx context.Context, w host.Workload, s *sockets) (*h
 			return nil, fmt.Errorf("start %s: %w", w.Name, err)
 		case ev.Kind == host.EventExited:
 			_ = c.Close()
-			return nil, fmt.Errorf("start %s: it ended with code %d; its last words are in %s", w.Name, ev.Code,
-				d.app.dir.Log(w.Namespace+"."+w.Name))
+			return nil, fmt.Errorf("start %s: it ended with code %d; its last words:\n%s", w.Name, ev.Code,
+				host.LastLines(d.app.dir.Log(w.Namespace+"."+w.Name)))
 		case ev.Kind == host.EventReady:
 			go d.watch(w.Name, c) // Ends with the workload, at the latest with the host.
 			return c, nil
@@ -383,8 +411,10 @@ func (d *demoRun) run(ctx context.Context) error {
 	before := poll(ctx, d.sockets)
 	loadCtx, stopLoad := context.WithCancel(ctx)
 	defer stopLoad()
+	answers, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
 	var group sync.WaitGroup
-	group.Go(func() { d.load.run(loadCtx) })
+	group.Go(func() { d.load.run(loadCtx, answers) })
 	began := time.Now()
 	applied := make(chan error, len(d.opts.applyAt))
 	for i, at := range d.opts.applyAt {
@@ -397,6 +427,9 @@ func (d *demoRun) run(ctx context.Context) error {
 		err = d.show(ctx, began, before, applied)
 	}
 	stopLoad()
+	if err != nil || !d.opts.headless {
+		abandon() // Nobody will read how they end.
+	}
 	group.Wait()
 	if err != nil || !d.opts.headless {
 		return err
@@ -411,13 +444,7 @@ func (d *demoRun) applyLater(ctx context.Context, at time.Duration, file string)
 	case <-ctx.Done():
 		return nil
 	}
-	b, err := d.app.read([]string{file})
-	if err != nil {
-		return err
-	}
-	quiet := *d.app
-	quiet.out = d.app.err // Standard output is for the result.
-	return quiet.change(ctx, "/apply", false, b.text, b)
+	return d.apply(ctx, []string{file})
 }
 
 // wait waits for the end of a headless demo, or of one of its workloads.

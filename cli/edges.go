@@ -54,6 +54,7 @@ type edge struct {
 	P99      float64 `json:"p99_ms"`
 	MTLS     bool    `json:"mtls"`
 	rate     float64 // Requests per second.
+	arrived  bool    // Some of them came to a sidecar.
 }
 
 // shortName is the name of a peer in the picture: its app, else whatever is known of it.
@@ -97,8 +98,9 @@ func (c counts) since(before counts) []edge {
 			continue
 		}
 		total[[2]string{k.from, k.to}] += requests
-		e := edge{From: k.from, To: k.to, Version: k.version, Requests: requests, P50: now.p50, P99: now.p99,
+		e := edge{From: k.from, To: k.to, Version: k.version, Requests: requests, P50: rounded(now.p50, 2), P99: rounded(now.p99, 2),
 			MTLS:    now.mutual > old.mutual && now.plain == old.plain,
+			arrived: now.mutual > old.mutual || now.plain > old.plain,
 			Success: 1 - float64(less(now.failures, old.failures))/float64(requests)}
 		if seconds > 0 {
 			e.rate = float64(requests) / seconds
@@ -106,7 +108,7 @@ func (c counts) since(before counts) []edge {
 		out = append(out, e)
 	}
 	for i, e := range out {
-		out[i].Share = float64(e.Requests) / float64(total[[2]string{e.From, e.To}])
+		out[i].Share = rounded(float64(e.Requests)/float64(total[[2]string{e.From, e.To}]), 4)
 	}
 	slices.SortFunc(out, func(x, y edge) int {
 		return cmp.Or(cmp.Compare(x.From, y.From), cmp.Compare(x.To, y.To), cmp.Compare(x.Version, y.Version))

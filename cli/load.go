@@ -53,8 +53,8 @@ func newLoad(url string, header http.Header, rate int, want string) *load {
 	}
 }
 
-// run sends until ctx ends, and returns when the last answer has come.
-func (l *load) run(ctx context.Context) {
+// run sends until ctx ends, and returns when the last answer has come or abandon has ended, too.
+func (l *load) run(ctx, abandon context.Context) {
 	tick := time.NewTicker(time.Second / time.Duration(l.rate))
 	defer tick.Stop()
 	defer l.client.CloseIdleConnections()
@@ -73,7 +73,7 @@ func (l *load) run(ctx context.Context) {
 			return
 		}
 		group.Go(func() {
-			l.count(l.once(context.WithoutCancel(ctx), n%loadPerConn == 0))
+			l.count(l.once(abandon, n%loadPerConn == 0))
 			<-room
 		})
 	}

@@ -110,6 +110,9 @@ func (a *app) read(paths []string) (*bundle, error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(files) == 0 {
+			return nil, fmt.Errorf("no .yaml, .yml or .json file is in %s", path)
+		}
 		for _, f := range files {
 			text, err := os.ReadFile(f)
 			if err != nil {
@@ -141,9 +144,6 @@ func yamlFiles(path string) (out []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for objects: %w", err)
 	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("no .yaml, .yml or .json file is in %s", path)
-	}
 	return out, nil
 }
 
@@ -169,25 +169,31 @@ type outcome struct {
 	Warnings []finding `json:"warnings"`
 }
 
-// change sends objects to be applied or deleted, and tells what became of them.
-func (a *app) change(ctx context.Context, path string, dry bool, body []byte, b *bundle) error {
-	const name = "input"
-	query := url.Values{"name": {name}}
+// inputName is what the control plane calls a bundle in its faults.
+const inputName = "input"
+
+// send sends objects to be applied or deleted.
+func (a *app) send(ctx context.Context, path string, dry bool, body []byte, b *bundle) (outcome, error) {
+	query := url.Values{"name": {inputName}}
 	if dry {
 		query.Set("dryRun", "true")
 	}
 	var out outcome
 	err := host.Call(ctx, a.dir.API(), http.MethodPost, path+"?"+query.Encode(), body, &out)
-	var refused *host.CallError
-	if errors.As(err, &refused) && refused.Status == http.StatusUnprocessableEntity {
+	if refused, ok := errors.AsType[*host.CallError](err); ok && refused.Status == http.StatusUnprocessableEntity {
 		if json.Unmarshal(refused.Body, &out) == nil && len(out.Faults) > 0 {
-			return &exitError{codeFailed, refusal(out.Faults, b, name)}
+			return out, refusal(out.Faults, b)
 		}
 	}
+	return out, a.absent(err)
+}
+
+// change sends objects, and tells what became of them.
+func (a *app) change(ctx context.Context, path string, dry bool, body []byte, b *bundle) error {
+	out, err := a.send(ctx, path, dry, body, b)
 	if err != nil {
-		return a.absent(err)
+		return err
 	}
-	style := newStyle(a.out)
 	for _, r := range out.Results {
 		suffix := ""
 		if dry {
@@ -195,15 +201,21 @@ func (a *app) change(ctx context.Context, path string, dry bool, body []byte, b 
 		}
 		say(a.out, "%s %s/%s %s%s\n", r.Kind, r.Namespace, r.Name, r.Action, suffix)
 	}
-	for _, w := range out.Warnings {
-		say(a.err, "%s %s\n", style.warn.Render("Warning:"), w.text(b, name))
-	}
+	a.warn(out.Warnings, b)
 	return nil
 }
 
+// warn tells what the control plane finds odd.
+func (a *app) warn(list []finding, b *bundle) {
+	style := newStyle(a.err)
+	for _, w := range list {
+		say(a.err, "%s %s\n", style.warn.Render("Warning:"), w.text(b))
+	}
+}
+
 // text is "file:line:column: message", with the file that the user named.
-func (f finding) text(b *bundle, name string) string {
-	if b != nil && f.File == name {
+func (f finding) text(b *bundle) string {
+	if b != nil && f.File == inputName {
 		f.File, f.Line = b.place(f.Line)
 	}
 	place := f.File
@@ -219,10 +231,10 @@ func (f finding) text(b *bundle, name string) string {
 	return strings.TrimPrefix(place+": "+f.Message, ": ")
 }
 
-func refusal(faults []finding, b *bundle, name string) error {
+func refusal(faults []finding, b *bundle) error {
 	lines := []string{"nothing was changed, because of:"}
 	for _, f := range faults {
-		lines = append(lines, "  "+f.text(b, name))
+		lines = append(lines, "  "+f.text(b))
 	}
 	return errors.New(strings.Join(lines, "\n"))
 }

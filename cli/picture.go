@@ -66,9 +66,12 @@ func edgeTable(s style, edges []edge) string {
 			from = ""
 		}
 		last = e.From
-		lock := s.warn.Render("plain")
-		if e.MTLS {
+		lock := ""
+		switch {
+		case e.MTLS:
 			lock = s.good.Render("🔒 mTLS")
+		case e.arrived:
+			lock = s.warn.Render("plain")
 		}
 		success := s.good
 		if e.Success < 1 {

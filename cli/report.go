@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -43,7 +45,7 @@ func (d *demoRun) report(before counts) error {
 		p := proxyReport{Name: d.admins[i].name}
 		var own ownStatus
 		if err := host.Call(ctx, socket, http.MethodGet, "/status", nil, &own); err == nil {
-			p.RSSMiB, p.ReadyMS = own.RSSMiB, own.ReadyMS
+			p.RSSMiB, p.ReadyMS = rounded(own.RSSMiB, 1), rounded(own.ReadyMS, 1)
 		}
 		r.Proxies = append(r.Proxies, p)
 	}
@@ -55,7 +57,7 @@ func (d *demoRun) report(before counts) error {
 		say(d.app.out, "%s%d requests, %d failed; %.0f %% of the calls between services over mTLS\n",
 			edgeTable(newStyle(d.app.out), r.Edges), r.Requests, r.Failed, 100*r.MTLSShare)
 	}
-	plain := len(d.opts.configs) == 0 && len(d.opts.files) == 0 && len(d.opts.headers) == 0 && d.opts.path == pagePath
+	plain := !d.configured && len(d.opts.files) == 0 && len(d.opts.headers) == 0 && d.opts.path == pagePath
 	return r.verdict(plain)
 }
 
@@ -76,6 +78,9 @@ func (r *demoReport) verdict(plain bool) error {
 	if r.Failed > 0 {
 		faults = append(faults, fmt.Sprintf("%d of %d requests failed, the last with: %v", r.Failed, r.Requests, r.lastErr))
 	}
+	if r.Requests > r.Failed && !slices.ContainsFunc(slices.Collect(maps.Keys(r.Statuses)), worked) {
+		faults = append(faults, fmt.Sprintf("no request got through: the statuses were %v", slices.Sorted(maps.Keys(r.Statuses))))
+	}
 	if plain {
 		for _, k := range wanted() {
 			if !slices.ContainsFunc(r.Edges, func(e edge) bool { return edgeKey{e.From, e.To, e.Version} == k }) {
@@ -90,4 +95,15 @@ func (r *demoReport) verdict(plain bool) error {
 		return nil
 	}
 	return errors.New("the mesh did not work: " + strings.Join(faults, "; "))
+}
+
+// worked says whether a status is 2xx or 3xx.
+func worked(status string) bool {
+	return strings.HasPrefix(status, "2") || strings.HasPrefix(status, "3")
+}
+
+// rounded is a figure with some digits after the point.
+func rounded(v float64, digits int) float64 {
+	scale := math.Pow10(digits)
+	return math.Round(v*scale) / scale
 }

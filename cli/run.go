@@ -214,6 +214,8 @@ func (a *app) runOne(ctx context.Context, w host.Workload) (int, error) {
 			if w.Detach {
 				return 0, nil
 			}
+		case host.EventUnhealthy:
+			say(a.err, "%s %s does not answer its probe; nobody calls it until it does\n", newStyle(a.err).warn.Render("Warning:"), w.Name)
 		case host.EventExited:
 			code = ev.Code
 		case host.EventDone:

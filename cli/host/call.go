@@ -29,7 +29,14 @@ type CallError struct {
 	Body   []byte
 }
 
+// Error says what the answer says, if it can be understood: {"error": "..."}.
 func (e *CallError) Error() string {
+	var told struct {
+		Error string `json:"error"`
+	}
+	if json.Unmarshal(e.Body, &told) == nil && told.Error != "" {
+		return told.Error
+	}
 	return fmt.Sprintf("it answered %d %s: %s", e.Status, http.StatusText(e.Status), strings.TrimSpace(string(e.Body)))
 }
 
@@ -96,8 +103,8 @@ func decodeAnswer(socket string, answer []byte, out any) error {
 	return nil
 }
 
-// lastLines returns the end of a log file, indented.
-func lastLines(path string) string {
+// LastLines returns the end of a log file, indented, to be shown in a message.
+func LastLines(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
 		return "  (no log: " + err.Error() + ")"

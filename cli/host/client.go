@@ -15,8 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lateen-mesh/lateen/redirect/netns"
 )
 
@@ -26,7 +24,7 @@ const (
 	killLimit = 10 * time.Second
 )
 
-// Start options.
+// StartConfig says how a host is started.
 type StartConfig struct {
 	// Dir is the run directory of the mesh; Fill, if not nil, puts the first configuration into Dir.Config().
 	Dir  Dir
@@ -86,52 +84,62 @@ func Start(ctx context.Context, cfg StartConfig) (*Host, error) {
 		return nil, err
 	}
 	defer func() { _ = lock.Close() }()
-	if err := cfg.Dir.sweep(); err != nil {
+	h := &Host{dir: cfg.Dir, done: make(chan struct{})}
+	config := Config{Dir: cfg.Dir, Self: self, Lateend: lateend, Proxy: proxy, Follow: cfg.Follow}
+	if err := h.begin(ctx, cfg, config, isolation, lock); err != nil {
+		_ = cfg.Dir.remove()
 		return nil, err
 	}
+	return h, nil
+}
+
+// begin fills the run directory and starts the host.
+func (h *Host) begin(ctx context.Context, cfg StartConfig, config Config, isolation netns.Isolation, lock *os.File) error {
+	if err := cfg.Dir.sweep(); err != nil {
+		return err
+	}
 	if err := cfg.Dir.Make(); err != nil {
-		return nil, err
+		return err
 	}
 	for _, d := range []string{cfg.Dir.Config(), cfg.Dir.State()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("make the folder of the mesh: %w", err)
+			return fmt.Errorf("make the folder of the mesh: %w", err)
 		}
 	}
 	if cfg.Fill != nil {
 		if err := cfg.Fill(cfg.Dir.Config()); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	h := &Host{dir: cfg.Dir, done: make(chan struct{})}
-	return h, h.spawn(ctx, Config{Dir: cfg.Dir, Self: self, Lateend: lateend, Proxy: proxy, Follow: cfg.Follow}, isolation, lock)
+	return h.spawn(ctx, config, isolation, lock)
 }
 
 // takeLock takes the lock that a host holds for its life, and waits for one that is just ending.
 func takeLock(ctx context.Context, dir Dir) (*os.File, error) {
-	lock, err := os.OpenFile(dir.lock(), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the lock of the mesh: %w", err)
-	}
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	tick := time.NewTicker(lockInterval)
 	defer tick.Stop()
 	for {
-		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return lock, nil
+		lock, err := dir.tryLock()
+		if errors.Is(err, fs.ErrNotExist) { // A host that ended took the directory with it.
+			if err := dir.Make(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if lock != nil || err != nil {
+			return lock, err
 		}
 		if conn, err := net.Dial("unix", dir.Socket()); err == nil {
 			_ = conn.Close()
-			_ = lock.Close()
 			return nil, ErrRunning
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			_ = lock.Close()
 			return nil, fmt.Errorf("wait for the host that holds %s and does not answer; `lateen demo --clean` ends it: %w",
-				dir.lock(), err)
+				dir.lock(), ctx.Err())
 		}
 	}
 }
@@ -193,7 +201,7 @@ func (h *Host) await(ctx context.Context, report *os.File) error {
 	case err == nil:
 		err = errors.New(r.Error)
 	case errors.Is(err, io.EOF):
-		err = fmt.Errorf("the host ended at its start; its last words:\n%s", lastLines(h.dir.Log("host")))
+		err = fmt.Errorf("the host ended at its start; its last words:\n%s", LastLines(h.dir.Log("host")))
 	}
 	_ = h.stdin.Close()
 	return fmt.Errorf("start the host: %w", err)
@@ -214,20 +222,10 @@ func (h *Host) End(limit time.Duration) {
 		kill(h.dir)
 		<-h.done
 	}
-	_ = h.dir.remove()
-}
-
-// remove removes the run directory of a host that has ended, unless the next one has it already.
-func (d Dir) remove() error {
-	lock, err := os.Open(d.lock())
-	if err != nil {
-		return err
+	if lock, err := h.dir.tryLock(); err == nil && lock != nil { // Nobody else has begun to use it.
+		_ = h.dir.remove()
+		_ = lock.Close()
 	}
-	defer func() { _ = lock.Close() }()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return err
-	}
-	return os.RemoveAll(string(d))
 }
 
 // kill kills the host whose number is noted. It must hold the lock: the number is its own then.
@@ -252,25 +250,33 @@ func Clean(ctx context.Context, dir Dir) (bool, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
-	lock, err := os.OpenFile(dir.lock(), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return false, fmt.Errorf("open the lock of the mesh: %w", err)
-	}
-	defer func() { _ = lock.Close() }()
 	tick := time.NewTicker(lockInterval)
 	defer tick.Stop()
-	for unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+	for killed := false; ; {
+		lock, err := dir.tryLock()
+		if errors.Is(err, fs.ErrNotExist) {
+			return true, nil // It has removed everything itself.
+		}
+		if err != nil {
+			return false, err
+		}
+		if lock != nil {
+			defer func() { _ = lock.Close() }()
+			return true, dir.remove()
+		}
 		select {
 		case <-tick.C:
+			continue
 		case <-ctx.Done():
-			kill(dir)
-			if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-				return false, fmt.Errorf("wait for the end of the host: %w", err)
-			}
-			return true, os.RemoveAll(string(dir))
 		}
+		if killed {
+			return false, fmt.Errorf("end the host of %s, which holds its lock after it was killed: %w", dir, ctx.Err())
+		}
+		killed = true
+		kill(dir)
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+		defer cancel()
 	}
-	return true, os.RemoveAll(string(dir))
 }
 
 // Client is a connection to a host.

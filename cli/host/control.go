@@ -67,11 +67,11 @@ func (c *control) start(ctx context.Context) error {
 		case <-first.ended:
 			c.stop()
 			return fmt.Errorf("the control plane ended at its start with code %d; its last words:\n%s", first.code(),
-				lastLines(c.host.cfg.Dir.Log("lateend")))
+				LastLines(c.host.cfg.Dir.Log("lateend")))
 		case <-ctx.Done():
 			c.stop()
 			return fmt.Errorf("the control plane is not ready after %s; its last words:\n%s", readyLimit,
-				lastLines(c.host.cfg.Dir.Log("lateend")))
+				LastLines(c.host.cfg.Dir.Log("lateend")))
 		}
 	}
 }
@@ -155,8 +155,7 @@ func (c *control) token(ctx context.Context, namespace, account string) (*Token,
 		if err == nil {
 			return &t, nil
 		}
-		var refused *CallError
-		if errors.As(err, &refused) {
+		if _, refused := errors.AsType[*CallError](err); refused {
 			return nil, fmt.Errorf("get a join token for %s/%s: %w", namespace, account, err)
 		}
 		select {

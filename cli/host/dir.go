@@ -9,6 +9,9 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // DefaultMesh is the name of the mesh when none is given.
@@ -84,6 +87,41 @@ func (d Dir) Make() error {
 			return fmt.Errorf("the run directory %s must be a directory of yours with mode 0700: remove it, or set "+
 				"XDG_RUNTIME_DIR to a directory of your own", dir)
 		}
+	}
+	return nil
+}
+
+// tryLock takes the lock that a host holds for its life; nil means that somebody else has it.
+func (d Dir) tryLock() (*os.File, error) {
+	lock, err := os.OpenFile(d.lock(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock of the mesh: %w", err)
+	}
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		held, herr := lock.Stat()
+		there, terr := os.Stat(d.lock())
+		if herr == nil && terr == nil && os.SameFile(held, there) {
+			return lock, nil
+		}
+		err = unix.EWOULDBLOCK // A host removed it, with the rest, while we opened it.
+	}
+	_ = lock.Close()
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("lock %s: %w", d.lock(), err)
+	}
+	return nil, nil
+}
+
+// remove removes the directory, whose lock the caller holds. It goes out of sight first: whoever makes a new one
+// meanwhile keeps it whole.
+func (d Dir) remove() error {
+	aside := fmt.Sprintf("%s.ended-%d", d, time.Now().UnixNano())
+	if err := os.Rename(string(d), aside); err != nil {
+		return fmt.Errorf("remove the run directory: %w", err)
+	}
+	if err := os.RemoveAll(aside); err != nil {
+		return fmt.Errorf("remove the run directory: %w", err)
 	}
 	return nil
 }

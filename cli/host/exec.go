@@ -14,7 +14,7 @@ import (
 // the proxy's, leave the namespaces, or get into the proxy.
 func withheld() []uintptr {
 	return []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_SYS_MODULE,
-		unix.CAP_SYS_RAWIO, unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_SYS_CHROOT}
+		unix.CAP_SYS_RAWIO, unix.CAP_BPF, unix.CAP_PERFMON}
 }
 
 // Exec becomes the command of a workload, without the capabilities that would let it step around its proxy. It

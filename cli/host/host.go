@@ -21,9 +21,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/signal"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/lateen-mesh/lateen/redirect/netns"
@@ -55,8 +53,6 @@ type Config struct {
 	Self, Lateend, Proxy string
 	// Follow has the host end when its standard input does; else it ends some time after its last workload.
 	Follow bool
-	// Trace has lateend and the proxies log more.
-	Trace bool
 }
 
 // host is a running host.
@@ -79,7 +75,7 @@ type host struct {
 }
 
 // Run is the host: it reads a Config from stdin, reports to started what became of its start, and serves until it
-// is told to end, ctx ends, or there is nothing left to do. What it leaves behind is its log files.
+// is told to end, ctx ends, or there is nothing left to do. Nothing is left of it then.
 func Run(ctx context.Context, stdin io.Reader, started io.WriteCloser, log *slog.Logger) error {
 	var cfg Config
 	in := json.NewDecoder(stdin)
@@ -89,15 +85,12 @@ func Run(ctx context.Context, stdin io.Reader, started io.WriteCloser, log *slog
 	h := &host{cfg: cfg, log: log, workloads: map[string]*workload{}}
 	ctx, h.end = context.WithCancel(ctx)
 	defer h.end()
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
 	err := h.serve(ctx, in, started)
 	h.work.Wait()
 	if h.control != nil {
 		h.control.stop()
 	}
-	_ = os.Remove(cfg.Dir.Socket())
-	return err
+	return errors.Join(err, cfg.Dir.remove())
 }
 
 // serve builds the host up and accepts connections until ctx ends.

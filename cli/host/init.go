@@ -23,14 +23,17 @@ import (
 
 const (
 	// The descriptors of an init: the way to the host, the command's standard files, then the sockets handed in.
-	controlFD   = 3
-	stdioFD     = 4
-	socketsFD   = stdioFD + 3
-	healthURL   = "http://127.0.0.1:15021/healthz/ready"
-	probeEvery  = 10 * time.Millisecond
-	probeLimit  = time.Second // For one probe.
-	proxyLimit  = 30 * time.Second
-	firstWorked = 2 // 2xx
+	controlFD  = 3
+	stdioFD    = 4
+	socketsFD  = stdioFD + 3
+	healthURL  = "http://127.0.0.1:15021/healthz/ready"
+	startEvery = 10 * time.Millisecond // Between questions whether something has started.
+	probeEvery = time.Second           // Between probes of what has.
+	probeLimit = time.Second           // For one probe.
+	proxyLimit = 30 * time.Second
+	// probeFailures in a row make a command unhealthy, one success healthy again.
+	probeFailures = 3
+	firstWorked   = 2 // 2xx
 	// firstInherited is the first descriptor that a child gets besides its standard files.
 	firstInherited = 3
 )
@@ -176,7 +179,7 @@ func (p *initProcess) startProxy() error {
 // awaitProxy waits until the proxy obeys the control plane.
 func (p *initProcess) awaitProxy() error {
 	limit := time.After(proxyLimit)
-	tick := time.NewTicker(probeEvery)
+	tick := time.NewTicker(startEvery)
 	defer tick.Stop()
 	last := errors.New("it was not asked yet")
 	for {
@@ -191,14 +194,14 @@ func (p *initProcess) awaitProxy() error {
 			return errors.New("ended before its proxy was ready")
 		case <-limit:
 			return fmt.Errorf("the proxy is not ready after %s (%w); its last words:\n%s", proxyLimit, last,
-				lastLines(p.spec.Log))
+				LastLines(p.spec.Log))
 		}
 	}
 }
 
 func (p *initProcess) proxyDied() error {
 	return fmt.Errorf("the proxy ended with code %d, and with it the workload; its last words:\n%s", p.proxy.code(),
-		lastLines(p.spec.Log))
+		LastLines(p.spec.Log))
 }
 
 // runCommand runs the command to its end, which comes by itself, by the host, or by the proxy's end.
@@ -213,19 +216,23 @@ func (p *initProcess) runCommand() error {
 		return fmt.Errorf("start %s: %w", filepath.Base(command[0]), err)
 	}
 	closeAll(p.stdio)
-	probed := make(chan struct{})
-	stopProbe := make(chan struct{})
-	go func() {
-		if p.awaitProbe(stopProbe) {
-			close(probed)
-		}
-	}()
-	defer close(stopProbe)
+	health := make(chan bool)
+	ended := make(chan struct{})
+	defer close(ended)
+	go p.watchHealth(health, ended)
+	ready := false
 	for {
 		select {
-		case <-probed:
-			probed = nil
-			p.out.send(Event{Kind: EventReady, After: time.Since(p.began)})
+		case healthy := <-health:
+			switch {
+			case !ready && healthy:
+				ready = true
+				p.out.send(Event{Kind: EventReady, After: time.Since(p.began)})
+			case healthy:
+				p.out.send(Event{Kind: EventHealthy})
+			default:
+				p.out.send(Event{Kind: EventUnhealthy})
+			}
 		case <-app.ended:
 			p.out.send(Event{Kind: EventExited, Code: app.code()})
 			return nil
@@ -250,21 +257,47 @@ func (p *initProcess) runCommand() error {
 	}
 }
 
-// awaitProbe waits until the command answers its probe, and tells whether it did before stop was closed.
-func (p *initProcess) awaitProbe(stop <-chan struct{}) bool {
-	if p.spec.Probe == "" {
-		return true
-	}
-	tick := time.NewTicker(probeEvery)
-	defer tick.Stop()
-	for {
-		if probe(p.spec.Probe) == nil {
+// watchHealth probes the command and tells each change of its health, until ended is closed. The first is that it is
+// healthy: when its probe answers for the first time, or at once if it has none.
+func (p *initProcess) watchHealth(health chan<- bool, ended <-chan struct{}) {
+	tell := func(healthy bool) bool {
+		select {
+		case health <- healthy:
 			return true
+		case <-ended:
+			return false
+		}
+	}
+	if p.spec.Probe == "" {
+		tell(true)
+		return
+	}
+	tick := time.NewTicker(startEvery)
+	defer tick.Stop()
+	healthy, failures := false, 0
+	for {
+		switch ok := probe(p.spec.Probe) == nil; {
+		case ok:
+			failures = 0
+			if !healthy && !tell(true) {
+				return
+			}
+			if !healthy {
+				tick.Reset(probeEvery)
+			}
+			healthy = true
+		case healthy:
+			if failures++; failures == probeFailures {
+				healthy = false
+				if !tell(false) {
+					return
+				}
+			}
 		}
 		select {
 		case <-tick.C:
-		case <-stop:
-			return false
+		case <-ended:
+			return
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // signalBase is added to a signal's number to make the exit code of a process that it killed, as shells do.
@@ -83,6 +84,11 @@ func (c *child) signal(s syscall.Signal) {
 	if !c.gone {
 		_ = syscall.Kill(c.pid, s)
 	}
+}
+
+// killAfter kills the child if it has not ended by then.
+func (c *child) killAfter(d time.Duration) {
+	time.AfterFunc(d, func() { c.signal(syscall.SIGKILL) })
 }
 
 // code is the exit code of a child that has ended, as a shell would tell it.

@@ -77,10 +77,13 @@ const (
 	EventStarted = "started" // The workload has its addresses and its proxy starts.
 	EventProxy   = "proxy"   // The proxy is ready, the command starts.
 	EventReady   = "ready"   // The command has been started, and its probe has answered.
+	EventHealthy = "healthy" // Its probe answers again.
 	EventExited  = "exited"  // The command has ended with Code.
-	EventList    = "list"    // Answer to a list.
-	EventDone    = "done"    // Everything asked for is done. The last one.
-	EventError   = "error"   // It is not, because of Error. The last one.
+	// EventUnhealthy says that the probe does not answer: nobody in the mesh calls the workload until it does.
+	EventUnhealthy = "unhealthy"
+	EventList      = "list"  // Answer to a list.
+	EventDone      = "done"  // Everything asked for is done. The last one.
+	EventError     = "error" // It is not, because of Error. The last one.
 )
 
 // Event is what the host tells a client.

@@ -219,25 +219,22 @@ func (w *workload) ownStdio() ([]*os.File, error) {
 
 // follow plugs the init's namespace into the bridge, gives it its spec and passes its events on until it has ended.
 func (w *workload) follow(c *child, control *net.UnixConn, spec *initSpec, out *events) error {
-	kill := time.AfterFunc(time.Hour, func() { c.signal(syscall.SIGKILL) })
-	kill.Stop()
-	defer kill.Stop()
 	err := w.begin(c, control, spec)
 	if err != nil {
 		c.signal(syscall.SIGKILL)
 	} else {
 		out.send(Event{Kind: EventStarted, Addresses: w.addresses})
 	}
-	told := err != nil
 	w.host.work.Go(func() {
 		select {
 		case <-w.asked:
 			w.leave()
 			_ = control.CloseWrite()
-			kill.Reset(w.req.Grace + w.req.Drain + overtime)
+			c.killAfter(w.req.Grace + w.req.Drain + overtime)
 		case <-w.ended:
 		}
 	})
+	told, exited := err != nil, false
 	for in := json.NewDecoder(control); ; {
 		var ev Event
 		if in.Decode(&ev) != nil {
@@ -246,36 +243,47 @@ func (w *workload) follow(c *child, control *net.UnixConn, spec *initSpec, out *
 		switch ev.Kind {
 		case EventError:
 			told, err = true, errors.New(ev.Error)
-		case EventProxy:
-			if w.probed() {
-				w.tell(stateUnhealthy) // Until the probe has answered.
-			}
-			out.send(ev)
+			continue // It is told when nothing of the workload is left.
 		case EventExited:
-			told = true
-			w.tell(stateGone)
-			kill.Reset(w.req.Drain + overtime)
-			out.send(ev)
-		case EventReady:
-			if w.probed() {
-				w.tell(stateHealthy)
-			}
-			w.mu.Lock()
-			w.ready = true
-			w.mu.Unlock()
-			out.send(ev)
-		default:
-			out.send(ev)
+			told, exited = true, true
+			c.killAfter(w.req.Drain + overtime)
 		}
+		w.note(ev.Kind)
+		out.send(ev)
 	}
 	<-c.ended
-	w.tell(stateGone)
+	if !exited {
+		w.tell(stateGone)
+	}
 	_ = os.Remove(spec.Proxy.AdminSocket)
 	if !told {
 		return fmt.Errorf("the workload %s was killed (code %d); the last words of its proxy:\n%s", w.req.Name, c.code(),
-			lastLines(w.host.cfg.Dir.Log(w.logName()+".proxy")))
+			LastLines(w.host.cfg.Dir.Log(w.logName()+".proxy")))
 	}
 	return err
+}
+
+// note does what an event of the workload means for the mesh.
+func (w *workload) note(kind string) {
+	switch kind {
+	case EventProxy:
+		if w.probed() {
+			w.tell(stateUnhealthy) // Until the probe has answered.
+		}
+	case EventReady:
+		w.mu.Lock()
+		w.ready = true
+		w.mu.Unlock()
+		if w.probed() {
+			w.tell(stateHealthy)
+		}
+	case EventHealthy:
+		w.tell(stateHealthy)
+	case EventUnhealthy:
+		w.tell(stateUnhealthy)
+	case EventExited:
+		w.tell(stateGone)
+	}
 }
 
 // probed says whether the workload may get traffic only after its probe has answered.
