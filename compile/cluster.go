@@ -81,7 +81,7 @@ func (a *asking) fixedCluster(name string) *plan.Cluster {
 	c := &plan.Cluster{Name: name, Discovery: plan.DiscoverOriginalDst, BindSource: inboundSource}
 	for _, p := range a.inboundPorts() {
 		if p.port == uint16(port) {
-			c.Protocol, c.Service = protocol(p.spec.Protocol), serviceName(p.service)
+			c.Protocol, c.Service = p.protocol(), serviceName(p.service)
 		}
 	}
 	return c

@@ -25,6 +25,9 @@ func (g gatewayServer) name() string { return g.gateway.Namespace + "/" + g.gate
 // route names the server itself.
 func (g gatewayServer) route() string { return g.name() + "/" + strconv.Itoa(g.index) }
 
+// redirects reports whether the server sends plaintext requests to https.
+func (g gatewayServer) redirects() bool { return g.server.TLS != nil && g.server.TLS.Redirect }
+
 // servers lists the servers on a port, of the oldest gateway first.
 func (a *asking) servers(port uint16) []gatewayServer {
 	var out []gatewayServer
@@ -241,14 +244,13 @@ func (a *asking) gatewayRoute(name, rest string) *plan.Route {
 			rules := a.rules(r, s.name(), hosts.port)
 			for _, h := range r.Hosts {
 				for _, both := range a.bound(s, r, h) {
-					hosts.add(both, rules)
+					hosts.add(both, rules, s.redirects())
 				}
 			}
 		}
-		if s.server.TLS != nil && s.server.TLS.Redirect {
+		if s.redirects() {
 			for _, h := range s.server.Hosts {
-				hosts.add(h.Host, nil)
-				hosts.requireTLS(h.Host)
+				hosts.add(h.Host, nil, true) // also where no route leads
 			}
 		}
 	}
@@ -264,8 +266,9 @@ type gatewayHosts struct {
 	byName map[string]*plan.VirtualHost
 }
 
-// add gives a host more rules; those that it has already, through another server, count once.
-func (g *gatewayHosts) add(host string, rules []plan.Rule) {
+// add gives a host more rules; those that it has already, through another server, count once. Where one server sends
+// plaintext to https, the host does.
+func (g *gatewayHosts) add(host string, rules []plan.Rule, redirect bool) {
 	v := g.byName[host]
 	if v == nil {
 		v = &plan.VirtualHost{Name: host + ":" + strconv.Itoa(int(g.port)), Domains: []string{host}}
@@ -274,17 +277,11 @@ func (g *gatewayHosts) add(host string, rules []plan.Rule) {
 		}
 		g.byName[host] = v
 	}
+	v.RequireTLS = v.RequireTLS || redirect
 	for _, rule := range rules {
 		if !slices.ContainsFunc(v.Rules, func(x plan.Rule) bool { return reflect.DeepEqual(x, rule) }) {
 			v.Rules = append(v.Rules, rule)
 		}
-	}
-}
-
-// requireTLS sends plaintext requests for the hosts of a server to https.
-func (g *gatewayHosts) requireTLS(pattern string) {
-	for host, v := range g.byName {
-		v.RequireTLS = v.RequireTLS || overlap(pattern, host) == host
 	}
 }
 

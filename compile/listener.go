@@ -203,6 +203,14 @@ type inboundPort struct {
 	spec    mesh.Port
 }
 
+// protocol is what the workload speaks there; its own TLS is bytes.
+func (p inboundPort) protocol() plan.Protocol {
+	if out := protocol(p.spec.Protocol); out != plan.ProtocolTLS {
+		return out
+	}
+	return plan.ProtocolTCP
+}
+
 // inboundPorts lists them by number; the oldest service decides what a port speaks.
 func (a *asking) inboundPorts() []inboundPort {
 	var out []inboundPort
@@ -235,11 +243,8 @@ func (a *asking) inbound() *plan.Listener {
 		}
 		c := plan.Chain{
 			Name: strconv.Itoa(int(p.port)), Match: plan.ChainMatch{Ports: []uint16{p.port}}, TLS: plan.ServerTLS{Mode: m.mode},
-			Protocol: protocol(p.spec.Protocol), Authz: policy, Service: serviceName(p.service), Origin: m.origin,
+			Protocol: p.protocol(), Authz: policy, Service: serviceName(p.service), Origin: m.origin,
 			TCP: tcp(inboundCluster(p.port), 0),
-		}
-		if p.spec.Protocol == mesh.TLS || p.spec.Protocol == mesh.HTTPS {
-			c.Protocol = plan.ProtocolTCP // the application's own TLS
 		}
 		if p.spec.Protocol.IsHTTP() || p.spec.Protocol == mesh.Auto {
 			c.HTTP = a.inboundHTTP(p)

@@ -39,14 +39,17 @@ func (a *asking) route(name string) *plan.Route {
 		}
 	}
 	h := plan.VirtualHost{Name: name, Domains: a.domains(s, host, port)}
+	if s != nil {
+		h.Service = serviceName(s)
+		if !strings.HasPrefix(s.Host, "*") {
+			h.Name = s.Host + ":" + strconv.Itoa(int(port))
+		}
+	}
 	switch {
 	case r != nil:
 		h.Rules = a.rules(r, mesh.GatewayMesh, port)
 	case s != nil:
 		h.Rules = []plan.Rule{a.defaultRule(s, port)}
-	}
-	if s != nil {
-		h.Name, h.Service = s.Host+":"+strconv.Itoa(int(port)), serviceName(s)
 	}
 	if len(h.Rules) == 0 {
 		return nil
@@ -69,7 +72,10 @@ func (a *asking) meshRoute(names []string) *mesh.Route {
 // domains lists the spellings of a service's host, each with and without port, and the host as asked.
 func (a *asking) domains(s *mesh.Service, asked string, port uint16) []string {
 	names := []string{strings.ToLower(asked)}
-	if s != nil {
+	if addr, err := netip.ParseAddr(asked); err == nil {
+		names = []string{bracketed(addr)}
+	}
+	if s != nil && !strings.HasPrefix(s.Host, "*") {
 		names = append(names, s.Host)
 		if short, ok := strings.CutSuffix(s.Host, "."+clusterDomain); ok {
 			names = append(names, short, short+".svc")
@@ -87,10 +93,7 @@ func (a *asking) domains(s *mesh.Service, asked string, port uint16) []string {
 	names = slices.Compact(names)
 	out := make([]string, 0, 2*len(names))
 	for _, n := range names {
-		out = append(out, n)
-		if !strings.HasPrefix(n, "*") {
-			out = append(out, n+":"+strconv.Itoa(int(port)))
-		}
+		out = append(out, n, n+":"+strconv.Itoa(int(port)))
 	}
 	return out
 }

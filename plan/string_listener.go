@@ -77,9 +77,7 @@ func (s ServerTLS) words() words {
 
 func (h *HTTP) print(t *text) {
 	var w words
-	if h.Inline == nil {
-		w = append(w, "by route "+h.Route)
-	}
+	w.add("by route", h.Route)
 	w.when(h.ByHost, "by the route of the request's host")
 	w.add("server name", h.ServerName)
 	w.add("client certificate", h.ForwardClientCert)
