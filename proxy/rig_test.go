@@ -3,12 +3,14 @@ package proxy
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -78,7 +80,7 @@ func (r *rig) inbound(app string, change func(*plan.Chain)) string {
 		HTTP: &plan.HTTP{Inline: to("app"), Peers: true, ForwardClientCert: plan.ClientCertAppendForward},
 		TCP:  &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: "app"}}},
 	}
-	cluster := &plan.Cluster{Name: "app", Discovery: plan.DiscoverOriginalDst, UseClientProtocol: true}
+	cluster := &plan.Cluster{Name: "app", Discovery: plan.DiscoverOriginalDst, Protocol: plan.ProtocolHTTP}
 	change(&c)
 	r.feed(&plan.Listener{Name: plan.ListenerInbound, Direction: plan.Inbound, Chains: []plan.Chain{c}}, cluster)
 	return r.capture(app, plan.ListenerInbound)
@@ -284,6 +286,20 @@ func (c *raw) response(method string) (*http.Response, string) {
 		c.t.Fatal(err)
 	}
 	return res, string(body)
+}
+
+// resets expects that the connection is reset, or was already before it was used.
+func resets(t *testing.T, addr string) {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err == nil {
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_, err = c.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%v, want a reset", err)
+	}
 }
 
 // ended expects the orderly end of the connection and nothing before.
