@@ -337,3 +337,7 @@ func tcpServer(t *testing.T, f func(c *net.TCPConn)) string {
 	})
 	return l.Addr().String()
 }
+
+func endpointAt(addr, workload string) plan.Endpoint {
+	return plan.Endpoint{Address: netip.MustParseAddrPort(addr), Workload: plan.Workload{Name: workload}}
+}
