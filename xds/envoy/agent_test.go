@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -93,15 +92,10 @@ func serveSecrets(t *testing.T, a *ca.Authority, account string) string {
 			CertificateChain: inline(chain), PrivateKey: inline(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})),
 		}}},
 		"ROOTCA": {Name: "ROOTCA", Type: &tlssocket.Secret_ValidationContext{ValidationContext: &tlssocket.CertificateValidationContext{
-			TrustedCa: inline([]byte(a.Bundle().PEM("cluster.local"))),
+			TrustedCa: inline(a.Bundle().PEM("cluster.local")),
 		}}},
 	}}
-	dir, err := os.MkdirTemp("", "sds") // the path of a Unix socket must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	l, err := net.Listen("unix", filepath.Join(dir, "socket"))
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "sds"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -259,6 +259,7 @@ func authenticated(m plan.StringMatch) *rbac.Principal {
 		m.Value = spiffe + m.Value
 	case plan.MatchRegex:
 		m.Value = spiffe + "(?:" + m.Value + ")"
+	default: // its end, or that there is one
 	}
 	return peer(text(m))
 }

@@ -3,7 +3,6 @@ package envoy
 import (
 	"errors"
 	"math"
-	"slices"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -79,7 +78,6 @@ const (
 	ringMin        = 1024
 	ringMax        = 8 << 20
 	connectTimeout = 10e9 // nanoseconds, Istio's
-	dnsRefresh     = 60e9
 	idleTimeout    = 3600e9
 )
 
@@ -122,9 +120,11 @@ func discovery(m *cluster.Cluster, p *plan.Cluster) {
 			kind = cluster.Cluster_LOGICAL_DNS // which takes one name only
 		}
 		m.LoadAssignment = assignment(p.Name, p.Addresses)
-		m.DnsLookupFamily, m.DnsRefreshRate, m.RespectDnsTtl = cluster.Cluster_V4_PREFERRED, duration(dnsRefresh), true
+		m.DnsLookupFamily = cluster.Cluster_V4_PREFERRED
+		m.RespectDnsTtl = true //nolint:staticcheck // older Envoys do not know what replaces it
 	case plan.DiscoverOriginalDst:
 		kind = cluster.Cluster_ORIGINAL_DST
+	default: // nowhere: a static cluster without endpoints
 	}
 	if p.Discovery != plan.DiscoverNothing && p.Balance.Algorithm == plan.OriginalDestination {
 		kind, m.EdsClusterConfig, m.LoadAssignment = cluster.Cluster_ORIGINAL_DST, nil, nil
@@ -316,7 +316,7 @@ func clusterMetadata(p *plan.Cluster) *core.Metadata {
 		"host": structpb.NewStringValue(p.Service.Host), "name": structpb.NewStringValue(p.Service.Name),
 		"namespace": structpb.NewStringValue(p.Service.Namespace),
 	}})}
-	values := map[string]*structpb.Value{"services": structpb.NewListValue(&structpb.ListValue{Values: slices.Clip(list)})}
+	values := map[string]*structpb.Value{"services": structpb.NewListValue(&structpb.ListValue{Values: list})}
 	if p.Subset != "" {
 		values["subset"] = structpb.NewStringValue(p.Subset)
 	}

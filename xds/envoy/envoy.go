@@ -229,6 +229,7 @@ func PlanName(f Flavour, kind plan.Kind, name string) string {
 		}
 	case plan.KindSecret:
 		return strings.TrimSuffix(name, rootsSuffix)
+	default: // the same on both sides
 	}
 	return name
 }

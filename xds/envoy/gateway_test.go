@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -118,9 +120,13 @@ func TestGateway(t *testing.T) {
 	binary(t)
 	mesh := authority(t)
 	plain, secure, redirect := freePort(t), freePort(t), freePort(t)
-	o := envoy.Options{AgentSocket: serveSecrets(t, mesh, "gateway")}
-	s, control := serve(t, paint(t, envoy.Gateway, o, nil,
-		gatewayPlan(plain, secure, redirect, peerService(t, mesh), gatewaySecret(t, mesh))...))
+	roots := filepath.Join(t.TempDir(), "roots.pem")
+	if err := os.WriteFile(roots, mesh.Bundle().PEM("cluster.local"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := envoy.Options{AgentSocket: serveSecrets(t, mesh, "gateway"), SystemRoots: roots}
+	orders := append(gatewayPlan(plain, secure, redirect, peerService(t, mesh), gatewaySecret(t, mesh)), oddClusters()...)
+	s, control := serve(t, paint(t, envoy.Gateway, o, nil, orders...))
 	ask := start(t, "router~127.0.0.1~gateway.default~default.svc.cluster.local", "DELTA_GRPC", control)
 	until(t, "the listeners", func() bool {
 		return counters(ask, "listener_manager.total_listeners_active")["listener_manager.total_listeners_active"] == 3

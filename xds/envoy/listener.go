@@ -254,8 +254,11 @@ func variants(c *plan.Chain) []variant {
 		switch {
 		case detect:
 			return []variant{
-				{transportTLS, meshHTTP, true, true}, {transportRaw, plain, true, false}, {transportTLS, meshTCP, false, true},
-				{transportRaw, nil, false, false}, {transportTLS, nil, false, false},
+				{transportTLS, meshHTTP, true, true},
+				{transportRaw, plain, true, false},
+				{transportTLS, meshTCP, false, true},
+				{transportRaw, nil, false, false},
+				{transportTLS, nil, false, false},
 			}
 		case declared:
 			return []variant{{transportTLS, nil, true, true}, {transportRaw, nil, true, false}}
@@ -266,6 +269,7 @@ func variants(c *plan.Chain) []variant {
 		return []variant{{transportTLS, nil, c.HTTP != nil, true}}
 	case plan.TLSPassthrough:
 		return []variant{{transportTLS, nil, false, false}}
+	default: // plaintext
 	}
 	if detect {
 		return []variant{{transportRaw, plain, true, false}, {"", nil, false, false}}
@@ -311,7 +315,7 @@ func (e *encoder) chain(p *plan.Listener, c *plan.Chain, v variant) (*listener.F
 		}
 	}
 	if v.http {
-		filter, err := e.manager(p, c, v)
+		filter, err := e.manager(p, c)
 		if err != nil {
 			return nil, err
 		}

@@ -75,7 +75,7 @@ func inline(r *route.RouteConfiguration) *hcm.HttpConnectionManager_RouteConfig 
 }
 
 // manager treats requests.
-func (e *encoder) manager(p *plan.Listener, c *plan.Chain, v variant) (*listener.Filter, error) {
+func (e *encoder) manager(p *plan.Listener, c *plan.Chain) (*listener.Filter, error) {
 	h := c.HTTP
 	m := &hcm.HttpConnectionManager{
 		StatPrefix: statPrefix(p, c), AccessLog: accessLogs(p.Telemetry.AccessLogs), StreamIdleTimeout: duration(0),
@@ -83,8 +83,7 @@ func (e *encoder) manager(p *plan.Listener, c *plan.Chain, v variant) (*listener
 		UpgradeConfigs:            []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		UseRemoteAddress:          wrapperspb.Bool(h.AppendForwardedFor), XffNumTrustedHops: uint32(max(h.TrustedHops, 0)),
 		SkipXffAppend: !h.AppendForwardedFor, NormalizePath: wrapperspb.Bool(h.PathNormalization != plan.PathNone),
-		MergeSlashes: h.PathNormalization == plan.PathMergeSlashes || h.PathNormalization == plan.PathDecodeAndMergeSlashes,
-		// Envoy has no switch that turns requests of HTTP/1.0 on for a proxy of HTTP/1.1 alone but this.
+		MergeSlashes:        h.PathNormalization == plan.PathMergeSlashes || h.PathNormalization == plan.PathDecodeAndMergeSlashes,
 		HttpProtocolOptions: &core.Http1ProtocolOptions{AcceptHttp_10: h.HTTP10},
 	}
 	if h.PathNormalization == plan.PathDecodeAndMergeSlashes {

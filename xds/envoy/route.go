@@ -37,7 +37,6 @@ func (e *encoder) routeConfig(p *plan.Route) (*route.RouteConfiguration, error) 
 	out := &route.RouteConfiguration{Name: p.Name}
 	if e.flavour != GRPC {
 		out.ValidateClusters = wrapperspb.Bool(false) // a route may arrive before its cluster does
-		out.IgnorePortInHostMatching = false
 	}
 	taken := map[string]bool{} // Envoy refuses a route in which two hosts share a domain or a name
 	for i := range p.Hosts {
@@ -269,7 +268,6 @@ func (e *encoder) rewrite(out *route.RouteAction, r *plan.Rule) {
 	}
 	if host != "" {
 		out.HostRewriteSpecifier = &route.RouteAction_HostRewriteLiteral{HostRewriteLiteral: host}
-		out.AppendXForwardedHost = false
 	}
 }
 

@@ -89,6 +89,7 @@ func (e *encoder) meshClient(p *plan.Cluster) *tlssocket.UpstreamTlsContext {
 		if p.UseClientProtocol {
 			alpn = []string{alpnTCP}
 		}
+	default:
 	}
 	return &tlssocket.UpstreamTlsContext{Sni: p.TLS.SNI, CommonTlsContext: &tlssocket.CommonTlsContext{
 		TlsParams: &tlssocket.TlsParameters{
@@ -149,7 +150,9 @@ func (e *encoder) agentSecret(name string) *tlssocket.SdsSecretConfig {
 
 // streamSecret is a secret that the control plane serves.
 func streamSecret(name string) *tlssocket.SdsSecretConfig {
-	return &tlssocket.SdsSecretConfig{Name: name, SdsConfig: ads()}
+	config := ads()
+	config.InitialFetchTimeout = nil // Envoy's, of 15 s: a secret that does not exist must not hold up everything else
+	return &tlssocket.SdsSecretConfig{Name: name, SdsConfig: config}
 }
 
 // ordinaryClient is the client side of TLS with a server outside of the mesh.
@@ -162,6 +165,7 @@ func (e *encoder) ordinaryClient(p *plan.Cluster) *tlssocket.UpstreamTlsContext 
 			c.AlpnProtocols = []string{"h2"}
 		case plan.ProtocolHTTP:
 			c.AlpnProtocols = []string{"http/1.1"}
+		default:
 		}
 	}
 	switch {
@@ -218,7 +222,7 @@ func (e *encoder) grpcTLS(t *plan.ClientTLS) *tlssocket.UpstreamTlsContext {
 			CombinedValidationContext: &tlssocket.CommonTlsContext_CombinedCertificateValidationContext{
 				DefaultValidationContext: &tlssocket.CertificateValidationContext{
 					CaCertificateProviderInstance: roots,
-					MatchSubjectAltNames:          e.identities(t.Identities),
+					MatchSubjectAltNames:          e.identities(t.Identities), //nolint:staticcheck // the only one that gRPC reads
 				},
 			},
 		},
