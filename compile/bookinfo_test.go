@@ -21,8 +21,12 @@ const bookinfo = "../examples/bookinfo"
 
 // workloads of the example: name, service account.
 var bookinfoWorkloads = [][2]string{
-	{"productpage-v1", "productpage"}, {"details-v1", "details"}, {"ratings-v1", "ratings"},
-	{"reviews-v1", "reviews"}, {"reviews-v2", "reviews"}, {"reviews-v3", "reviews"},
+	{"productpage-v1", "productpage"},
+	{"details-v1", "details"},
+	{"ratings-v1", "ratings"},
+	{"reviews-v1", "reviews"},
+	{"reviews-v2", "reviews"},
+	{"reviews-v3", "reviews"},
 }
 
 // TestBookinfo applies each of the example's files, alone, to its services, and shows which answers it changes and into

@@ -211,10 +211,12 @@ func (c *Cache) Set(snap *mesh.Snapshot, touched []mesh.Dep) []Key {
 		changed = append(changed, k)
 	}
 	c.stats.Changed += uint64(len(differ))
-	slices.SortFunc(changed, func(x, y Key) int {
-		return cmp.Or(strings.Compare(x.Scope, y.Scope), cmp.Compare(x.Kind, y.Kind), strings.Compare(x.Name, y.Name))
-	})
+	slices.SortFunc(changed, compareKeys)
 	return changed
+}
+
+func compareKeys(x, y Key) int {
+	return cmp.Or(strings.Compare(x.Scope, y.Scope), cmp.Compare(x.Kind, y.Kind), strings.Compare(x.Name, y.Name))
 }
 
 func (a *answer) same(b *answer) bool {
