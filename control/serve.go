@@ -335,7 +335,7 @@ func (c *Control) serveWorkloads(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ref := mesh.Ref{Kind: mesh.KindWorkload, Namespace: ask.Namespace, Name: ask.Name}
-	known := false
+	var known bool
 	switch ask.State {
 	case "healthy":
 		known = c.registry.setHealth(ref, mesh.Healthy)
