@@ -179,7 +179,14 @@ func (a *asking) clientTLS(c *plan.Cluster, s *mesh.Service, p mesh.Port, subset
 		if s.External || a.config.NoAutoMTLS {
 			return
 		}
-		c.TLS = plan.ClientTLS{Mode: plan.ClientTLSAuto, SNI: sni, Identities: a.identities(s)}
+		mode := plan.ClientTLSAuto
+		if c.Discovery == plan.DiscoverOriginalDst || c.Balance.Algorithm == plan.OriginalDestination {
+			// Who is at the address is not known when the connection is made, so all have to be of the mesh (Istio's rule).
+			if mode = plan.ClientTLSMesh; !meshed(a.Workloads(s)) {
+				return
+			}
+		}
+		c.TLS = plan.ClientTLS{Mode: mode, SNI: sni, Identities: a.identities(s)}
 	case t.Mode == "ISTIO_MUTUAL":
 		c.TLS = plan.ClientTLS{Mode: plan.ClientTLSMesh, SNI: sni, Identities: a.identities(s)}
 		if t.SNI != "" {
@@ -207,6 +214,11 @@ func (a *asking) clientTLS(c *plan.Cluster, s *mesh.Service, p mesh.Port, subset
 		}
 		c.TLS.InsecureSkipVerify = t.InsecureSkipVerify != nil && *t.InsecureSkipVerify
 	}
+}
+
+// meshed reports whether there are workloads, all of them with a proxy of the mesh.
+func meshed(list []*mesh.Workload) bool {
+	return len(list) > 0 && !slices.ContainsFunc(list, func(w *mesh.Workload) bool { return !w.MTLS })
 }
 
 // identities lists the SPIFFE IDs that may answer for a service: those of its workloads, and what it lists itself.
