@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,8 @@ type StartConfig struct {
 	Fill func(config string) error
 	// Follow has the host die with this process; else it lives as long as its workloads.
 	Follow bool
+	// Linger is how long a host that follows nobody waits without workloads. Default 2 s.
+	Linger time.Duration
 }
 
 // Host is a host that Start started.
@@ -85,7 +88,7 @@ func Start(ctx context.Context, cfg StartConfig) (*Host, error) {
 	}
 	defer func() { _ = lock.Close() }()
 	h := &Host{dir: cfg.Dir, done: make(chan struct{})}
-	config := Config{Dir: cfg.Dir, Self: self, Lateend: lateend, Proxy: proxy, Follow: cfg.Follow}
+	config := Config{Dir: cfg.Dir, Self: self, Lateend: lateend, Proxy: proxy, Follow: cfg.Follow, Linger: cmp.Or(cfg.Linger, linger)}
 	if err := h.begin(ctx, cfg, config, isolation, lock); err != nil {
 		_ = cfg.Dir.remove()
 		return nil, err

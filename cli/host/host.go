@@ -52,6 +52,8 @@ type Config struct {
 	Self, Lateend, Proxy string
 	// Follow has the host end when its standard input does; else it ends some time after its last workload.
 	Follow bool
+	// Linger is how long it then waits for the next one.
+	Linger time.Duration
 }
 
 // host is a running host.
@@ -114,7 +116,7 @@ func (h *host) serve(ctx context.Context, in *json.Decoder, started io.WriteClos
 			h.end()
 		}()
 	} else {
-		h.idle = time.AfterFunc(linger, h.endIdle)
+		h.idle = time.AfterFunc(h.cfg.Linger, h.endIdle)
 	}
 	stop := context.AfterFunc(ctx, func() { h.refuse(); _ = l.Close() })
 	defer stop()
@@ -191,7 +193,7 @@ func (h *host) left() {
 	defer h.mu.Unlock()
 	h.conns--
 	if h.idle != nil {
-		h.idle.Reset(linger)
+		h.idle.Reset(h.cfg.Linger)
 	}
 }
 
