@@ -42,7 +42,7 @@ type registry struct {
 
 	mu      sync.Mutex
 	members map[mesh.Ref]*member
-	dirty   bool
+	dirty   chan struct{} // holds one element when there is something to write down
 }
 
 type member struct {
@@ -51,7 +51,7 @@ type member struct {
 }
 
 func newRegistry(path string, apply func([]mesh.Change), log *slog.Logger) (*registry, error) {
-	r := &registry{path: path, apply: apply, log: log, members: map[mesh.Ref]*member{}}
+	r := &registry{path: path, apply: apply, log: log, members: map[mesh.Ref]*member{}, dirty: make(chan struct{}, 1)}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
@@ -88,7 +88,7 @@ func (r *registry) join(w *mesh.Workload) {
 		return
 	}
 	r.members[w.Ref()] = &member{Workload: w, deadline: time.Now().Add(goneAfter)}
-	r.dirty = true
+	r.changed()
 	r.mu.Unlock()
 	r.apply([]mesh.Change{{Ref: w.Ref(), Object: w}})
 	r.log.Info("workload joined", "workload", w.Ref(), "addresses", w.Addresses)
@@ -109,7 +109,7 @@ func (r *registry) setHealth(ref mesh.Ref, h mesh.Health) bool {
 	w := *m.Workload
 	w.Health = h
 	m.Workload = &w
-	r.dirty = true
+	r.changed()
 	r.mu.Unlock()
 	r.apply([]mesh.Change{{Ref: ref, Object: &w}})
 	return true
@@ -120,13 +120,22 @@ func (r *registry) leave(ref mesh.Ref) bool {
 	r.mu.Lock()
 	_, known := r.members[ref]
 	delete(r.members, ref)
-	r.dirty = r.dirty || known
 	r.mu.Unlock()
 	if known {
+		r.changed()
 		r.apply([]mesh.Change{{Ref: ref}})
 		r.log.Info("workload left", "workload", ref)
 	}
 	return known
+}
+
+// changed has run write the members down at once: whom a control plane that is killed has not written down is missing
+// after its restart, until the proxy has come back.
+func (r *registry) changed() {
+	select {
+	case r.dirty <- struct{}{}:
+	default:
+	}
 }
 
 // list returns the workloads, sorted by name.
@@ -150,14 +159,15 @@ func (r *registry) run(ctx context.Context, connected func() map[mesh.Ref]bool) 
 	for {
 		select {
 		case <-tick.C:
+			for _, ref := range r.gone(connected(), time.Now()) {
+				r.leave(ref)
+			}
+		case <-r.dirty:
+			r.save()
 		case <-ctx.Done():
 			r.save()
 			return nil
 		}
-		for _, ref := range r.gone(connected(), time.Now()) {
-			r.leave(ref)
-		}
-		r.save()
 	}
 }
 
@@ -179,13 +189,6 @@ func (r *registry) gone(connected map[mesh.Ref]bool, now time.Time) []mesh.Ref {
 }
 
 func (r *registry) save() {
-	r.mu.Lock()
-	dirty := r.dirty
-	r.dirty = false
-	r.mu.Unlock()
-	if !dirty {
-		return
-	}
 	text, err := json.Marshal(r.list())
 	if err == nil {
 		if err = os.WriteFile(r.path+".new", text, 0o600); err == nil {
