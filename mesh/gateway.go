@@ -30,7 +30,7 @@ type GatewayHost struct{ Namespace, Host string }
 type ServerTLS struct {
 	Mode                      string // PASSTHROUGH, SIMPLE, MUTUAL, AUTO_PASSTHROUGH, ISTIO_MUTUAL, OPTIONAL_MUTUAL
 	Redirect                  bool
-	Credential                string // name of a Secret in the gateway's namespace
+	Credential                string // name of a Secret in the namespace of the gateway's workload
 	CertFile, KeyFile, CAFile string
 	SubjectAltNames           []string
 	MinVersion, MaxVersion    uint16 // crypto/tls's numbers; 0: default
