@@ -153,6 +153,7 @@ type finding struct {
 	Line    int    `json:"line"`
 	Column  int    `json:"column"`
 	Object  string `json:"object"`
+	Path    string `json:"path"`
 	Code    string `json:"code"`
 	Message string `json:"message"`
 }
@@ -213,7 +214,7 @@ func (a *app) warn(list []finding, b *bundle) {
 	}
 }
 
-// text is "file:line:column: message", with the file that the user named.
+// text is "file:line:column: object: path: message", with the file that the user named.
 func (f finding) text(b *bundle) string {
 	if b != nil && f.File == inputName {
 		f.File, f.Line = b.place(f.Line)
@@ -228,7 +229,8 @@ func (f finding) text(b *bundle) string {
 	if f.Code != "" {
 		f.Message += " [" + f.Code + "]"
 	}
-	return strings.TrimPrefix(place+": "+f.Message, ": ")
+	parts := slices.DeleteFunc([]string{place, f.Object, f.Path, f.Message}, func(p string) bool { return p == "" })
+	return strings.Join(parts, ": ")
 }
 
 func refusal(faults []finding, b *bundle) error {

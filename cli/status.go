@@ -103,11 +103,33 @@ func (a *app) status() *cobra.Command {
 				return writeJSON(a.out, list)
 			}
 			say(a.out, "%s", statusTable(newStyle(a.out), list, time.Now()))
-			return nil
+			return a.folderFaults(cmd.Context())
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd
+}
+
+// folderFaults tells why the mesh's folder of configuration is not in force, if it is not.
+func (a *app) folderFaults(ctx context.Context) error {
+	var folder struct {
+		Faults []finding `json:"faults"`
+	}
+	err := host.Call(ctx, a.dir.API(), http.MethodGet, "/status", nil, &folder)
+	switch {
+	case errors.Is(err, host.ErrNobody):
+		say(a.out, "the control plane is away; the proxies go on with their last orders\n")
+		return nil
+	case err != nil:
+		return err
+	case len(folder.Faults) == 0:
+		return nil
+	}
+	say(a.out, "%s is refused; the last good configuration stays in force, because of:\n", a.dir.Config())
+	for _, f := range folder.Faults {
+		say(a.out, "  %s\n", f.text(nil))
+	}
+	return nil
 }
 
 func statusTable(s style, list []proxyStatus, now time.Time) string {

@@ -138,13 +138,21 @@ func (c *Control) change(changes []mesh.Change) {
 	}
 }
 
+// setFindings logs what was not known before.
 func (c *Control) setFindings(list []source.Finding) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.findings = list
 	for _, f := range list {
-		c.log.Warn("configuration", "finding", f.String())
+		if slices.Contains(c.findings, f) {
+			continue
+		}
+		level := slog.LevelWarn
+		if f.Level == source.LevelInfo {
+			level = slog.LevelInfo
+		}
+		c.log.Log(context.Background(), level, "configuration", "finding", f.String())
 	}
+	c.findings = list
 }
 
 func (c *Control) report(faults []api.Fault) {

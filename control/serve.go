@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -84,6 +85,7 @@ type faultJSON struct {
 	Line    int    `json:"line"`
 	Column  int    `json:"column"`
 	Object  string `json:"object,omitempty"`
+	Path    string `json:"path,omitempty"`
 	Code    string `json:"code,omitempty"`
 	Message string `json:"message"`
 }
@@ -91,7 +93,7 @@ type faultJSON struct {
 func faultsJSON(list []api.Fault) []faultJSON {
 	out := []faultJSON{}
 	for _, f := range list {
-		out = append(out, faultJSON{File: f.File, Line: f.Line, Column: f.Column, Object: f.Object, Message: f.Message})
+		out = append(out, faultJSON{File: f.File, Line: f.Line, Column: f.Column, Object: f.Object, Path: f.Path, Message: f.Message})
 	}
 	return out
 }
@@ -99,17 +101,20 @@ func faultsJSON(list []api.Fault) []faultJSON {
 func findingsJSON(list []source.Finding) []faultJSON {
 	out := []faultJSON{}
 	for _, f := range list {
-		out = append(out, faultJSON{File: f.File, Line: f.Line, Column: f.Column, Object: f.Object, Code: f.Code, Message: f.Message})
+		out = append(out, faultJSON{
+			File: f.File, Line: f.Line, Column: f.Column, Object: f.Object, Path: f.Path, Code: f.Code, Message: f.Message,
+		})
 	}
 	return out
 }
 
-// outcome answers what became of objects.
+// outcome answers what became of objects. What is merely worth knowing is not repeated at every change.
 func outcome(w http.ResponseWriter, results []dir.Result, faults []api.Fault, findings []source.Finding) {
 	if len(faults) > 0 {
 		reply(w, http.StatusUnprocessableEntity, map[string]any{"faults": faultsJSON(faults)})
 		return
 	}
+	findings = slices.DeleteFunc(findings, func(f source.Finding) bool { return f.Level == source.LevelInfo })
 	list := []resultJSON{}
 	for _, r := range results {
 		list = append(list, resultJSON{r.Ref.Kind, r.Ref.Namespace, r.Ref.Name, string(r.Outcome)})
