@@ -50,12 +50,15 @@ type app struct {
 
 // Execute runs the command line and returns the exit code. ctx ends when the user wants the end.
 func Execute(ctx context.Context, args []string, in, out, errs *os.File) int {
-	a := &app{in: in, out: out, err: errs}
+	return (&app{in: in, out: out, err: errs}).execute(ctx, args)
+}
+
+func (a *app) execute(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errs)
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
@@ -72,8 +75,8 @@ func Execute(ctx context.Context, args []string, in, out, errs *os.File) int {
 	if code == codeUsage {
 		err = fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	}
-	style := newStyle(errs)
-	say(errs, "%s %v\n", style.bad.Render("Error:"), err)
+	style := newStyle(a.err)
+	say(a.err, "%s %v\n", style.bad.Render("Error:"), err)
 	return code
 }
 
@@ -101,7 +104,9 @@ func (a *app) root() *cobra.Command {
 			"and shows and changes what it does.",
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(*cobra.Command, []string) (err error) {
-			a.dir, err = host.DirOf(a.mesh)
+			if a.dir == "" { // Tests bring their own.
+				a.dir, err = host.DirOf(a.mesh)
+			}
 			return usage(err)
 		},
 	}

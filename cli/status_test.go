@@ -1,0 +1,77 @@
+package cli
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestStatusTable(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	golden(t, "status", statusTable(newStyle(io.Discard), []proxyStatus{
+		{Name: "details-v1", Namespace: "default", Role: "sidecar", Identity: "spiffe://cluster.local/ns/default/sa/d",
+			Connected: true, Synced: true, Ready: true, Updated: now.Add(-3 * time.Second), RSSMiB: 9.94},
+		{Name: "edge", Namespace: "shop", Role: "gateway", Connected: true, Ready: true, Updated: now.Add(-90 * time.Minute), RSSMiB: 112.2},
+		{Name: "lost", Namespace: "shop", Role: "sidecar", Ready: true, Synced: true, Updated: now.Add(-100 * time.Hour)},
+		{Name: "new", Namespace: "shop", Role: "sidecar", Connected: true},
+		{Name: "sulking", Namespace: "shop", Role: "sidecar", Connected: true, Ready: true, Refused: `route "x": no clusters`,
+			Updated: now.Add(-2 * time.Minute)},
+	}, now))
+}
+
+// TestStatus joins what the host, the control plane and the proxy know; the proxy of "one" does not answer.
+func TestStatus(t *testing.T) {
+	b := newBench(t)
+	b.api.HandleFunc("GET /proxies", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `[{"name": "two", "namespace": "default", "connected": true, "synced": true, "identity": "spiffe://a"},
+			{"name": "gone", "namespace": "default"}]`)
+	})
+	b.two.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"ready": true, "connected": true, "rss_mib": 12.5, "refused": "no", "identity": "spiffe://b"}`)
+	})
+	b.serve()
+	code, out, errs := b.run("", "status", "-o", "json")
+	if code != 0 || errs != "" {
+		t.Fatalf("code %d: %s", code, errs)
+	}
+	var got []proxyStatus
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := []proxyStatus{
+		{Name: "one", Namespace: "default", Role: "gateway"},
+		{Name: "two", Namespace: "default", Role: "sidecar", Identity: "spiffe://b", Connected: true, Synced: true, Ready: true,
+			Refused: "no", RSSMiB: 12.5},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestProxyConfig(t *testing.T) {
+	b := newBench(t)
+	var query string
+	b.two.HandleFunc("GET /config", func(w http.ResponseWriter, r *http.Request) {
+		query = r.URL.RawQuery
+		_, _ = io.WriteString(w, `[{"kind": "cluster", "name": "reviews", "state": "ready", "text": "cluster reviews\n  endpoints\n"},
+			{"kind": "cluster", "name": "ratings", "state": "pending"}]`)
+	})
+	b.serve()
+	code, out, errs := b.run("", "proxy-config", "two.default", "clusters")
+	if want := "cluster reviews\n  endpoints\ncluster ratings: pending\n"; code != 0 || out != want || query != "kind=cluster" {
+		t.Errorf("code %d, asked for %q:\n%s%s", code, query, out, errs)
+	}
+	code, out, _ = b.run("", "proxy-config", "two", "--name", "rat", "-o", "json")
+	var list []configEntry
+	if err := json.Unmarshal([]byte(out), &list); err != nil || code != 0 || len(list) != 1 || list[0].Name != "ratings" || query != "" {
+		t.Errorf("code %d, asked for %q (%v):\n%s", code, query, err, out)
+	}
+	code, _, errs = b.run("", "proxy-config", "three")
+	if want := "Error: no proxy \"three\" runs in namespace \"default\"; choose one.default, two.default\n"; code != 1 || errs != want {
+		t.Errorf("code %d: %s", code, errs)
+	}
+}
