@@ -50,7 +50,7 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	base, err := os.MkdirTemp("", "lc")
+	base, err := os.MkdirTemp("", "lc") //nolint:usetesting // Shorter than TempDir: paths of sockets are bounded.
 	if err != nil {
 		t.Fatal(err)
 	}

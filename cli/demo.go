@@ -89,7 +89,7 @@ func (a *app) demo() *cobra.Command {
 // complete checks the options, all at once.
 func (o *demoOptions) complete(applyAt, args []string) error {
 	var errs []error
-	errs = append(errs, oneOf("output", o.output, "text", "json"))
+	errs = append(errs, format(o.output, "text", "json"))
 	if len(applyAt) != len(args) {
 		errs = append(errs, fmt.Errorf("%d --apply-at and %d files are given: each time needs a file", len(applyAt), len(args)))
 	}
@@ -434,7 +434,7 @@ func (d *demoRun) run(ctx context.Context) error {
 	if err != nil || !d.opts.headless {
 		return err
 	}
-	return d.report(before)
+	return d.report(context.WithoutCancel(ctx), before)
 }
 
 // applyLater applies a file some time after now.
@@ -483,7 +483,7 @@ func (d *demoRun) show(ctx context.Context, began time.Time, last counts, applie
 	}}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	f := frame{page: d.page + pagePath, admins: d.admins, examples: relative(d.opts.examples), lateen: os.Args[0]}
+	f := frame{page: d.page + pagePath, admins: d.admins, examples: relative(d.opts.examples), lateen: os.Args[0], mesh: d.app.mesh}
 	for {
 		if live {
 			say(d.app.out, "%s", c.draw(f.text(s)))
@@ -498,7 +498,7 @@ func (d *demoRun) show(ctx context.Context, began time.Time, last counts, applie
 			return err
 		case err := <-applied:
 			if err != nil {
-				f.trouble = err.Error()
+				f.refused = err.Error()
 			}
 			continue
 		}
@@ -506,7 +506,23 @@ func (d *demoRun) show(ctx context.Context, began time.Time, last counts, applie
 		f.edges, last = now.since(last), now
 		f.requests, f.failed, _, f.lastErr = d.load.totals()
 		f.running = time.Since(began)
+		f.trouble = d.trouble(ctx)
 	}
+}
+
+// trouble asks what is wrong with the control plane or its configuration; empty: nothing.
+func (d *demoRun) trouble(ctx context.Context) string {
+	var status struct {
+		Faults []finding `json:"faults"`
+	}
+	err := host.Call(ctx, d.app.dir.API(), http.MethodGet, "/status", nil, &status)
+	switch {
+	case err != nil:
+		return "the control plane is away; the proxies go on with their last orders"
+	case len(status.Faults) > 0:
+		return "the configuration is refused, and the last good one stays: " + status.Faults[0].text(nil)
+	}
+	return ""
 }
 
 // relative is a path as one would type it here.

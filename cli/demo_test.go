@@ -102,9 +102,9 @@ func TestPicture(t *testing.T) {
 		},
 		requests: 1234, failed: 2, lastErr: errors.New("the connection was reset"), running: 62 * time.Second,
 		page: "http://127.0.0.1:8080/productpage", admins: []address{{"ingressgateway", "http://127.0.0.1:15100"}, {"details-v1", "http://127.0.0.1:15101"}},
-		trouble: "the file is not there", examples: "examples/bookinfo", lateen: "bin/lateen",
+		trouble: "the file is not there", examples: "examples/bookinfo", lateen: "bin/lateen", mesh: "shop",
 	}
-	golden(t, "picture", f.text(newStyle(io.Discard))+"\n--- at the start\n\n"+frame{lateen: "bin/lateen", page: f.page}.text(newStyle(io.Discard)))
+	golden(t, "picture", f.text(newStyle(io.Discard))+"\n--- at the start\n\n"+frame{lateen: "bin/lateen", page: f.page, mesh: host.DefaultMesh}.text(newStyle(io.Discard)))
 }
 
 // TestScreen: a frame takes the place of the one before, and never scrolls the terminal.

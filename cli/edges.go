@@ -68,8 +68,10 @@ func collect(at time.Time, lists [][]proxyEdge) counts {
 	out := counts{at: at, edges: map[edgeKey]count{}}
 	for _, list := range lists {
 		for _, e := range list {
-			k := edgeKey{shortName(e.Source, ""), shortName(e.Destination, e.Service),
-				cmp.Or(e.Destination.Version, e.Destination.CanonicalRevision)}
+			k := edgeKey{
+				shortName(e.Source, ""), shortName(e.Destination, e.Service),
+				cmp.Or(e.Destination.Version, e.Destination.CanonicalRevision),
+			}
 			c := out.edges[k]
 			if e.Reporter == "destination" {
 				c.mutual += e.MutualTLS
@@ -98,10 +100,12 @@ func (c counts) since(before counts) []edge {
 			continue
 		}
 		total[[2]string{k.from, k.to}] += requests
-		e := edge{From: k.from, To: k.to, Version: k.version, Requests: requests, P50: rounded(now.p50, 2), P99: rounded(now.p99, 2),
+		e := edge{
+			From: k.from, To: k.to, Version: k.version, Requests: requests, P50: rounded(now.p50, 2), P99: rounded(now.p99, 2),
 			MTLS:    now.mutual > old.mutual && now.plain == old.plain,
 			arrived: now.mutual > old.mutual || now.plain > old.plain,
-			Success: 1 - float64(less(now.failures, old.failures))/float64(requests)}
+			Success: 1 - float64(less(now.failures, old.failures))/float64(requests),
+		}
 		if seconds > 0 {
 			e.rate = float64(requests) / seconds
 		}

@@ -27,7 +27,6 @@ const (
 // load sends requests at a steady rate and counts what comes back. It may be read while it runs.
 type load struct {
 	url    string
-	host   string // Virtual host; empty: that of the URL.
 	header http.Header
 	rate   int
 	// want must be in the body of an answer with status 200; empty: any body will do.

@@ -319,7 +319,7 @@ func (a *app) get() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "get [KIND [NAME]]", Short: "Show objects of the mesh", Args: checked(cobra.MaximumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := oneOf("output", output, "", "wide", "yaml", "json"); err != nil {
+			if err := format(output, "", "wide", "yaml", "json"); err != nil {
 				return err
 			}
 			query := url.Values{}
@@ -419,7 +419,7 @@ func (a *app) token() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create", Short: "Make a token with which one proxy may join, once", Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := oneOf("output", output, "text", "json"); err != nil {
+			if err := format(output, "text", "json"); err != nil {
 				return err
 			}
 			ask := map[string]string{"namespace": namespace, "serviceAccount": account, "ttl": ttl}

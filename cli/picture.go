@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/lateen-mesh/lateen/cli/host"
 )
 
 // frame is all that the live picture shows at one moment.
@@ -15,7 +17,9 @@ type frame struct {
 	running  time.Duration
 	page     string
 	admins   []address
+	refused  string // What could not be applied; empty: nothing.
 	trouble  string // What is wrong with the control plane; empty: nothing.
+	mesh     string
 	examples string // Folder of the examples, as one would type it.
 	lateen   string // The program, as one would type it.
 }
@@ -33,8 +37,10 @@ func (f frame) text(s style) string {
 		failed = s.bad.Render(fmt.Sprintf("%d failed", f.failed)) + s.dim.Render(fmt.Sprintf(" (the last: %v)", f.lastErr))
 	}
 	fmt.Fprintf(&out, "\n%d requests from outside, %s\n", f.requests, failed)
-	if f.trouble != "" {
-		out.WriteString(s.warn.Render(f.trouble) + "\n")
+	for _, text := range []string{f.refused, f.trouble} {
+		if text != "" {
+			out.WriteString(s.warn.Render(text) + "\n")
+		}
 	}
 	fmt.Fprintf(&out, "\n%s  %s\n", s.head.Render("product page"), s.accent.Render(f.page))
 	for i, a := range f.admins {
@@ -45,12 +51,16 @@ func (f frame) text(s style) string {
 		fmt.Fprintf(&out, "%s  %s  %s\n", s.head.Render(head), a.url, s.dim.Render(a.name))
 	}
 	out.WriteString("\n" + s.head.Render("try, in another terminal") + "\n")
-	for _, line := range []string{
-		f.lateen + " apply -f " + f.examples + "/networking/virtual-service-reviews-90-10.yaml",
-		f.lateen + " status",
-		f.lateen + " proxy-config productpage-v1 clusters",
+	program := f.lateen
+	if f.mesh != host.DefaultMesh {
+		program += " --mesh " + f.mesh
+	}
+	for _, command := range []string{
+		"apply -f " + f.examples + "/networking/virtual-service-reviews-90-10.yaml",
+		"status",
+		"proxy-config productpage-v1 clusters",
 	} {
-		out.WriteString("  " + line + "\n")
+		out.WriteString("  " + program + " " + command + "\n")
 	}
 	out.WriteString(s.dim.Render("Ctrl-C ends it all") + "\n")
 	return out.String()
@@ -77,9 +87,11 @@ func edgeTable(s style, edges []edge) string {
 		if e.Success < 1 {
 			success = s.bad
 		}
-		rows = append(rows, []string{from, "→ " + e.To + " " + s.dim.Render(e.Version), fmt.Sprintf("%.1f", e.rate),
+		rows = append(rows, []string{
+			from, "→ " + e.To + " " + s.dim.Render(e.Version), fmt.Sprintf("%.1f", e.rate),
 			fmt.Sprintf("%.0f %%", 100*e.Share), success.Render(percent(e.Success)), fmt.Sprintf("%.1f", e.P50),
-			fmt.Sprintf("%.1f", e.P99), lock})
+			fmt.Sprintf("%.1f", e.P99), lock,
+		})
 	}
 	if len(rows) == 0 {
 		return s.dim.Render("no calls yet") + "\n"

@@ -34,8 +34,8 @@ type proxyReport struct {
 }
 
 // report prints what a headless demo saw, and says whether the mesh worked.
-func (d *demoRun) report(before counts) error {
-	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
+func (d *demoRun) report(ctx context.Context, before counts) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	<-time.After(settle)
 	now := poll(ctx, d.sockets)
@@ -64,8 +64,12 @@ func (d *demoRun) report(before counts) error {
 // wanted are the calls that Bookinfo makes when nothing is configured.
 func wanted() []edgeKey {
 	return []edgeKey{
-		{"ingressgateway", "productpage", "v1"}, {"productpage", "details", "v1"}, {"productpage", "reviews", "v1"},
-		{"productpage", "reviews", "v2"}, {"productpage", "reviews", "v3"}, {"reviews", "ratings", "v1"},
+		{"ingressgateway", "productpage", "v1"},
+		{"productpage", "details", "v1"},
+		{"productpage", "reviews", "v1"},
+		{"productpage", "reviews", "v2"},
+		{"productpage", "reviews", "v3"},
+		{"reviews", "ratings", "v1"},
 	}
 }
 

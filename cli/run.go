@@ -227,14 +227,16 @@ func (a *app) runOne(ctx context.Context, w host.Workload) (int, error) {
 // announce tells that a workload is in the mesh.
 func (a *app) announce(w host.Workload, s *sockets, ev host.Event) {
 	style := newStyle(a.err)
-	text := fmt.Sprintf("%s is in the mesh after %s; admin page http://127.0.0.1:%d", w.Name,
-		ev.After.Round(time.Millisecond), s.ports["admin"])
-	for name, port := range s.ports {
-		if name != "admin" {
-			text += fmt.Sprintf("; port %s is 127.0.0.1:%d", name, port)
+	parts := []string{fmt.Sprintf("%s is in the mesh after %s", w.Name, ev.After.Round(time.Millisecond))}
+	for i, name := range s.names {
+		port := s.ports[name]
+		if i == 0 {
+			parts = append(parts, fmt.Sprintf("admin page http://127.0.0.1:%d", port))
+		} else {
+			parts = append(parts, fmt.Sprintf("port %s is 127.0.0.1:%d", name, port))
 		}
 	}
-	say(a.err, "%s\n", style.dim.Render(text))
+	say(a.err, "%s\n", style.dim.Render(strings.Join(parts, "; ")))
 }
 
 // request asks the mesh's host to run a workload and returns when it has begun; a host is started if there is none.

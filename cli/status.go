@@ -92,7 +92,7 @@ func (a *app) status() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show every proxy: identity, orders, memory", Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := oneOf("output", output, "text", "json"); err != nil {
+			if err := format(output, "text", "json"); err != nil {
 				return err
 			}
 			list, err := a.proxies(cmd.Context())
@@ -153,8 +153,10 @@ func statusTable(s style, list []proxyStatus, now time.Time) string {
 		if !p.Updated.IsZero() {
 			since = age(now.Sub(p.Updated))
 		}
-		rows = append(rows, []string{p.Name, p.Namespace, p.Role, strings.TrimPrefix(p.Identity, "spiffe://"), orders, since,
-			fmt.Sprintf("%.1f MiB", p.RSSMiB)})
+		rows = append(rows, []string{
+			p.Name, p.Namespace, p.Role, strings.TrimPrefix(p.Identity, "spiffe://"), orders, since,
+			fmt.Sprintf("%.1f MiB", p.RSSMiB),
+		})
 	}
 	text := s.table([]string{"NAME", "NAMESPACE", "ROLE", "IDENTITY", "ORDERS", ">AGE", ">MEMORY"}, rows)
 	return text + strings.Join(refused, "")
@@ -199,7 +201,7 @@ func (a *app) proxyConfig() *cobra.Command {
 		Use:     "proxy-config NAME [all|listeners|routes|clusters|endpoints|secrets|names]",
 		Aliases: []string{"pc"}, Short: "Show the orders that a proxy obeys", Args: checked(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := oneOf("output", output, "text", "json"); err != nil {
+			if err := format(output, "text", "json"); err != nil {
 				return err
 			}
 			section := "all"

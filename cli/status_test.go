@@ -13,13 +13,17 @@ import (
 func TestStatusTable(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	golden(t, "status", statusTable(newStyle(io.Discard), []proxyStatus{
-		{Name: "details-v1", Namespace: "default", Role: "sidecar", Identity: "spiffe://cluster.local/ns/default/sa/d",
-			Connected: true, Synced: true, Ready: true, Updated: now.Add(-3 * time.Second), RSSMiB: 9.94},
+		{
+			Name: "details-v1", Namespace: "default", Role: "sidecar", Identity: "spiffe://cluster.local/ns/default/sa/d",
+			Connected: true, Synced: true, Ready: true, Updated: now.Add(-3 * time.Second), RSSMiB: 9.94,
+		},
 		{Name: "edge", Namespace: "shop", Role: "gateway", Connected: true, Ready: true, Updated: now.Add(-90 * time.Minute), RSSMiB: 112.2},
 		{Name: "lost", Namespace: "shop", Role: "sidecar", Ready: true, Synced: true, Updated: now.Add(-100 * time.Hour)},
 		{Name: "new", Namespace: "shop", Role: "sidecar", Connected: true},
-		{Name: "sulking", Namespace: "shop", Role: "sidecar", Connected: true, Ready: true, Refused: `route "x": no clusters`,
-			Updated: now.Add(-2 * time.Minute)},
+		{
+			Name: "sulking", Namespace: "shop", Role: "sidecar", Connected: true, Ready: true, Refused: `route "x": no clusters`,
+			Updated: now.Add(-2 * time.Minute),
+		},
 	}, now))
 }
 
@@ -44,8 +48,10 @@ func TestStatus(t *testing.T) {
 	}
 	want := []proxyStatus{
 		{Name: "one", Namespace: "default", Role: "gateway"},
-		{Name: "two", Namespace: "default", Role: "sidecar", Identity: "spiffe://b", Connected: true, Synced: true, Ready: true,
-			Refused: "no", RSSMiB: 12.5},
+		{
+			Name: "two", Namespace: "default", Role: "sidecar", Identity: "spiffe://b", Connected: true, Synced: true, Ready: true,
+			Refused: "no", RSSMiB: 12.5,
+		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

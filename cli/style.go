@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/charmbracelet/lipgloss"
@@ -65,12 +66,10 @@ func writeJSON(w io.Writer, v any) error {
 	return nil
 }
 
-// oneOf checks the value of a flag.
-func oneOf(flag, value string, values ...string) error {
-	for _, v := range values {
-		if v == value {
-			return nil
-		}
+// format checks the value of --output.
+func format(value string, values ...string) error {
+	if slices.Contains(values, value) {
+		return nil
 	}
-	return usage(fmt.Errorf("--%s %q: choose %s", flag, value, strings.Join(values, ", ")))
+	return usage(fmt.Errorf("--output %q: choose %s", value, strings.TrimPrefix(strings.Join(values, ", "), ", ")))
 }

@@ -76,7 +76,7 @@ func Start(ctx context.Context, cfg StartConfig) (*Host, error) {
 		return nil, err
 	}
 	isolation := netns.Isolation{User: os.Geteuid() != 0, PID: true}
-	if err := netns.Check(isolation); err != nil {
+	if err := netns.Check(isolation); err != nil { //nolint:contextcheck // It takes a moment and cannot be waited for.
 		return nil, err
 	}
 	if err := cfg.Dir.Make(); err != nil {

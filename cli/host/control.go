@@ -176,8 +176,8 @@ const (
 )
 
 // tell tells lateend the state of a workload. It is no fault that lateend is away: it finds out by itself, only later.
-func (c *control) tell(w *workload, state string) {
-	ctx, cancel := context.WithTimeout(context.Background(), tellLimit)
+func (c *control) tell(ctx context.Context, w *workload, state string) {
+	ctx, cancel := context.WithTimeout(ctx, tellLimit)
 	defer cancel()
 	body := map[string]string{"namespace": w.req.Namespace, "name": w.req.Name, "state": state}
 	if err := Call(ctx, c.host.cfg.Dir.API(), http.MethodPost, "/workloads", body, nil); err != nil {

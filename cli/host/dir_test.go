@@ -91,7 +91,9 @@ func TestCall(t *testing.T) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /json", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"a": 1}`)) })
-	mux.HandleFunc("GET /refuse", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"error": "no because"}`, 422) })
+	mux.HandleFunc("GET /refuse", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, `{"error": "no because"}`, http.StatusUnprocessableEntity)
+	})
 	server := &http.Server{Handler: mux}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -108,7 +110,7 @@ func TestCall(t *testing.T) {
 		t.Errorf("%s (%v)", raw, err)
 	}
 	err = Call(t.Context(), socket, http.MethodGet, "/refuse", nil, nil)
-	if refused, ok := errors.AsType[*CallError](err); !ok || refused.Status != 422 || refused.Error() != "no because" {
+	if refused, ok := errors.AsType[*CallError](err); !ok || refused.Status != http.StatusUnprocessableEntity || refused.Error() != "no because" {
 		t.Errorf("of a refusal it says %v", err)
 	}
 	err = Call(t.Context(), socket, http.MethodGet, "/nothing", nil, nil)

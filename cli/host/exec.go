@@ -13,8 +13,10 @@ import (
 // withheld are the capabilities by which a command could step around its proxy: change the rules, mark its sockets as
 // the proxy's, leave the namespaces, or get into the proxy.
 func withheld() []uintptr {
-	return []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_SYS_MODULE,
-		unix.CAP_SYS_RAWIO, unix.CAP_BPF, unix.CAP_PERFMON}
+	return []uintptr{
+		unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_SYS_MODULE,
+		unix.CAP_SYS_RAWIO, unix.CAP_BPF, unix.CAP_PERFMON,
+	}
 }
 
 // Exec becomes the command of a workload, without the capabilities that would let it step around its proxy. It

@@ -62,7 +62,7 @@ func each(t *testing.T, test func(t *testing.T, w *world)) {
 
 func newWorld(t *testing.T, uid int) *world {
 	t.Helper()
-	base, err := os.MkdirTemp("", "lt") // Shorter than TempDir: paths of sockets are bounded.
+	base, err := os.MkdirTemp("", "lt") //nolint:usetesting // Shorter than TempDir: paths of sockets are bounded.
 	if err != nil {
 		t.Fatal(err)
 	}

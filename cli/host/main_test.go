@@ -160,7 +160,7 @@ func open(w *host.Workload) (files []*os.File, err error) {
 		if err != nil {
 			return nil, err
 		}
-		_, err = fmt.Println(l.Addr())
+		_, err = fmt.Fprintln(os.Stdout, l.Addr())
 		if err = errors.Join(err, l.Close()); err != nil {
 			return nil, err
 		}

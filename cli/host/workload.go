@@ -143,12 +143,12 @@ func (h *host) runWorkload(ctx context.Context, conn *net.UnixConn, out *events,
 	if err != nil {
 		return err
 	}
-	child, control, err := w.spawn(files)
+	child, control, err := w.spawn(ctx, files)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = control.Close() }()
-	return w.follow(child, control, spec, out)
+	return w.follow(context.WithoutCancel(ctx), child, control, spec, out)
 }
 
 // watchClient stops the workload when its client closes its side, unless it may stay.
@@ -171,7 +171,7 @@ func (w *workload) watchClient(conn *net.UnixConn) {
 }
 
 // spawn starts the workload's init in its own namespaces, which waits for its spec.
-func (w *workload) spawn(files []*os.File) (*child, *net.UnixConn, error) {
+func (w *workload) spawn(ctx context.Context, files []*os.File) (*child, *net.UnixConn, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, nil, err
@@ -192,7 +192,7 @@ func (w *workload) spawn(files []*os.File) (*child, *net.UnixConn, error) {
 		defer closeAll(own)
 		files = append(own, files...)
 	}
-	cmd := netns.Command(context.Background(), netns.Isolation{PID: true}, w.host.cfg.Self, "host-init")
+	cmd := netns.Command(context.WithoutCancel(ctx), netns.Isolation{PID: true}, w.host.cfg.Self, "host-init")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = append([]*os.File{theirs}, files...)
 	started, err := w.host.reaper.start(cmd)
@@ -218,7 +218,7 @@ func (w *workload) ownStdio() ([]*os.File, error) {
 }
 
 // follow plugs the init's namespace into the bridge, gives it its spec and passes its events on until it has ended.
-func (w *workload) follow(c *child, control *net.UnixConn, spec *initSpec, out *events) error {
+func (w *workload) follow(ctx context.Context, c *child, control *net.UnixConn, spec *initSpec, out *events) error {
 	err := w.begin(c, control, spec)
 	if err != nil {
 		c.signal(syscall.SIGKILL)
@@ -228,7 +228,7 @@ func (w *workload) follow(c *child, control *net.UnixConn, spec *initSpec, out *
 	w.host.work.Go(func() {
 		select {
 		case <-w.asked:
-			w.leave()
+			w.leave(ctx)
 			_ = control.CloseWrite()
 			c.killAfter(w.req.Grace + w.req.Drain + overtime)
 		case <-w.ended:
@@ -248,12 +248,12 @@ func (w *workload) follow(c *child, control *net.UnixConn, spec *initSpec, out *
 			told, exited = true, true
 			c.killAfter(w.req.Drain + overtime)
 		}
-		w.note(ev.Kind)
+		w.note(ctx, ev.Kind)
 		out.send(ev)
 	}
 	<-c.ended
 	if !exited {
-		w.tell(stateGone)
+		w.tell(ctx, stateGone)
 	}
 	_ = os.Remove(spec.Proxy.AdminSocket)
 	if !told {
@@ -264,25 +264,25 @@ func (w *workload) follow(c *child, control *net.UnixConn, spec *initSpec, out *
 }
 
 // note does what an event of the workload means for the mesh.
-func (w *workload) note(kind string) {
+func (w *workload) note(ctx context.Context, kind string) {
 	switch kind {
 	case EventProxy:
 		if w.probed() {
-			w.tell(stateUnhealthy) // Until the probe has answered.
+			w.tell(ctx, stateUnhealthy) // Until the probe has answered.
 		}
 	case EventReady:
 		w.mu.Lock()
 		w.ready = true
 		w.mu.Unlock()
 		if w.probed() {
-			w.tell(stateHealthy)
+			w.tell(ctx, stateHealthy)
 		}
 	case EventHealthy:
-		w.tell(stateHealthy)
+		w.tell(ctx, stateHealthy)
 	case EventUnhealthy:
-		w.tell(stateUnhealthy)
+		w.tell(ctx, stateUnhealthy)
 	case EventExited:
-		w.tell(stateGone)
+		w.tell(ctx, stateGone)
 	}
 }
 
@@ -290,22 +290,22 @@ func (w *workload) note(kind string) {
 func (w *workload) probed() bool { return w.req.Role == RoleSidecar && w.req.Probe != "" }
 
 // leave takes the workload out of the mesh before its command is told to end, so that nobody calls it any more.
-func (w *workload) leave() {
-	if w.tell(stateDraining) {
+func (w *workload) leave(ctx context.Context) {
+	if w.tell(ctx, stateDraining) {
 		<-time.After(leaveTime)
 	}
 }
 
 // tell tells the control plane a state of the workload. A gateway is not called by anybody in the mesh, and when the
 // whole mesh ends there is nobody to call: then it returns false.
-func (w *workload) tell(state string) bool {
+func (w *workload) tell(ctx context.Context, state string) bool {
 	w.host.mu.Lock()
 	ending := w.host.ending
 	w.host.mu.Unlock()
 	if ending || w.req.Role != RoleSidecar {
 		return false
 	}
-	w.host.control.tell(w, state)
+	w.host.control.tell(ctx, w, state)
 	return true
 }
 
@@ -370,11 +370,11 @@ func resolvConf(namespace string) string {
 }
 
 func (w *workload) hosts() string {
-	text := "127.0.0.1 localhost\n::1 localhost ip6-localhost\n"
+	lines := []string{"127.0.0.1 localhost", "::1 localhost ip6-localhost"}
 	for _, a := range w.addresses {
-		text += a.String() + " " + w.req.Name + "\n"
+		lines = append(lines, a.String()+" "+w.req.Name)
 	}
-	return text
+	return strings.Join(lines, "\n") + "\n"
 }
 
 // socketPair returns the two ends of a connection: one for us, one for a child.

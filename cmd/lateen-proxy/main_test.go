@@ -57,7 +57,7 @@ func TestRead(t *testing.T) {
 		{"", "", "use --config FILE"},
 		{"/no/such/file", "", "open the configuration"},
 		{"-", "{", "read the configuration"},
-		{"-", `{"Nmae": "x"}`, `unknown field "Nmae"`},
+		{"-", `{"Nom": "x"}`, `unknown field "Nom"`},
 	} {
 		if _, err := read(test.path, strings.NewReader(test.stdin)); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("read(%q, %q): %v, want %q", test.path, test.stdin, err, test.want)
