@@ -14,10 +14,8 @@
 package authz
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/stream"
@@ -53,8 +51,8 @@ type Verdict struct {
 
 // Authz is a compiled plan.Authz.
 type Authz struct {
-	deny, allow, shadowDeny []policy
-	shadowAllow             []policy
+	deny, allow             []policy
+	shadowDeny, shadowAllow []policy // dry runs
 }
 
 type policy struct {
@@ -62,20 +60,15 @@ type policy struct {
 	rules []rule
 }
 
-// rule matches if from, to and when all do.
-type rule struct {
-	from     []source
-	to       []operation
-	when     []condition
-	httpOnly bool // some part of it looks at the request
-}
-
-// New compiles policies. trustDomain and its aliases count as one in principals. A condition that cannot be judged
-// is an error: guessing would open or close what was not meant.
+// New compiles policies. trustDomain ("": cluster.local) and its aliases count as one in principals. What cannot be
+// judged, an unknown condition or one without a value, is an error: to guess would open or close what was not meant.
 func New(p *plan.Authz, trustDomain string, aliases []string) (*Authz, error) {
 	a := &Authz{}
 	if p == nil {
 		return a, nil
+	}
+	if trustDomain == "" {
+		trustDomain = localDomain
 	}
 	domains := append([]string{trustDomain}, aliases...)
 	for i := range p.Policies {
@@ -153,208 +146,4 @@ func (p *policy) match(in *Input, deny bool) int {
 		}
 	}
 	return -1
-}
-
-func (r *rule) matches(in *Input, deny bool) bool {
-	if in.Head == nil && r.httpOnly && !deny {
-		return false
-	}
-	if len(r.from) > 0 && !anyOf(r.from, func(s *source) bool { return s.matches(in) }) {
-		return false
-	}
-	if len(r.to) > 0 && !anyOf(r.to, func(o *operation) bool { return o.matches(in) }) {
-		return false
-	}
-	for i := range r.when {
-		if !r.when[i].matches(in) {
-			return false
-		}
-	}
-	return true
-}
-
-func anyOf[T any](list []T, f func(*T) bool) bool {
-	for i := range list {
-		if f(&list[i]) {
-			return true
-		}
-	}
-	return false
-}
-
-func newRule(p *plan.PolicyRule, domains []string) (rule, error) {
-	var r rule
-	for i := range p.From {
-		s := newSource(&p.From[i], domains)
-		r.httpOnly = r.httpOnly || p.From[i].HTTPOnly()
-		r.from = append(r.from, s)
-	}
-	for i := range p.To {
-		r.httpOnly = r.httpOnly || p.To[i].HTTPOnly()
-		r.to = append(r.to, newOperation(&p.To[i]))
-	}
-	for i := range p.When {
-		c, err := newCondition(&p.When[i], domains)
-		if err != nil {
-			return r, err
-		}
-		r.httpOnly = r.httpOnly || c.http
-		r.when = append(r.when, c)
-	}
-	return r, nil
-}
-
-// source is a conjunction of lists, each with its negation.
-type source struct {
-	principals, namespaces, accounts, domains texts
-	requestPrincipals                         texts
-	ips, remoteIPs                            nets
-}
-
-func newSource(p *plan.Source, domains []string) source {
-	return source{
-		principals:        newTexts(withAliases(p.Principals, domains), withAliases(p.NotPrincipals, domains)),
-		namespaces:        newTexts(p.Namespaces, p.NotNamespaces),
-		accounts:          newTexts(p.ServiceAccounts, p.NotServiceAccounts),
-		domains:           newTexts(p.TrustDomains, p.NotTrustDomains),
-		requestPrincipals: newTexts(p.RequestPrincipals, p.NotRequestPrincipals),
-		ips:               newNets(p.IPs, p.NotIPs),
-		remoteIPs:         newNets(p.RemoteIPs, p.NotRemoteIPs),
-	}
-}
-
-// withAliases repeats a principal of the mesh's own trust domain for each of its aliases.
-func withAliases(list []plan.StringMatch, domains []string) []plan.StringMatch {
-	var out []plan.StringMatch
-	for _, m := range list {
-		out = append(out, m)
-		domain, rest, ok := strings.Cut(m.Value, "/")
-		if !ok || m.Kind == plan.MatchSuffix || len(domains) < 2 {
-			continue
-		}
-		own := false
-		for _, d := range domains {
-			own = own || d == domain
-		}
-		if !own {
-			continue
-		}
-		for _, d := range domains {
-			if d != domain {
-				out = append(out, plan.StringMatch{Kind: m.Kind, Value: d + "/" + rest})
-			}
-		}
-	}
-	return out
-}
-
-func (s *source) matches(in *Input) bool {
-	if !s.principals.matchString(in.Principal) || !s.namespaces.matchString(in.Namespace) || !s.domains.matchString(in.TrustDomain) {
-		return false
-	}
-	if s.accounts.set && !s.accounts.matchPair(in.Namespace, in.ServiceAccount) {
-		return false
-	}
-	if !s.ips.match(in.SourceIP) {
-		return false
-	}
-	if in.Head == nil {
-		return true // what only a request shows is left out
-	}
-	// No token is looked at yet: there is no request principal, so that only the negations are met.
-	return s.requestPrincipals.matchString("") && s.remoteIPs.match(in.RemoteIP)
-}
-
-// operation is a conjunction of lists, each with its negation.
-type operation struct {
-	hosts, methods, paths texts
-	ports                 ports
-}
-
-func newOperation(p *plan.Operation) operation {
-	return operation{
-		hosts: newTexts(folded(p.Hosts), folded(p.NotHosts)), methods: newTexts(p.Methods, p.NotMethods),
-		paths: newTexts(p.Paths, p.NotPaths), ports: ports{p.Ports, p.NotPorts},
-	}
-}
-
-// folded makes host matches ignore case.
-func folded(list []plan.StringMatch) []plan.StringMatch {
-	out := append([]plan.StringMatch(nil), list...)
-	for i := range out {
-		out[i].IgnoreCase = true
-	}
-	return out
-}
-
-func (o *operation) matches(in *Input) bool {
-	if !o.ports.match(in.DestPort) {
-		return false
-	}
-	if in.Head == nil {
-		return true
-	}
-	return o.hosts.match(in.Host) && o.methods.match(in.Head.Method()) && o.paths.match(in.Path)
-}
-
-// condition is one "when".
-type condition struct {
-	http  bool
-	match func(in *Input) bool
-}
-
-func (c *condition) matches(in *Input) bool {
-	if c.http && in.Head == nil {
-		return true // reached in deny policies only
-	}
-	return c.match(in)
-}
-
-func newCondition(p *plan.Condition, domains []string) (condition, error) {
-	text := newTexts(p.Values, p.NotValues)
-	ips := newNets(p.Prefixes, p.NotPrefixes)
-	switch p.Key {
-	case "source.ip":
-		return condition{match: func(in *Input) bool { return ips.match(in.SourceIP) }}, nil
-	case "remote.ip":
-		return condition{http: true, match: func(in *Input) bool { return ips.match(in.RemoteIP) }}, nil
-	case "destination.ip":
-		return condition{match: func(in *Input) bool { return ips.match(in.DestIP) }}, nil
-	case "destination.port":
-		n := ports{p.Ports, p.NotPorts}
-		return condition{match: func(in *Input) bool { return n.match(in.DestPort) }}, nil
-	case "source.namespace":
-		return condition{match: func(in *Input) bool { return text.matchString(in.Namespace) }}, nil
-	case "source.serviceAccount":
-		return condition{match: func(in *Input) bool { return text.matchPair(in.Namespace, in.ServiceAccount) }}, nil
-	case "source.trustDomain":
-		return condition{match: func(in *Input) bool { return text.matchString(in.TrustDomain) }}, nil
-	case "source.principal":
-		text = newTexts(withAliases(p.Values, domains), withAliases(p.NotValues, domains))
-		return condition{match: func(in *Input) bool { return text.matchString(in.Principal) }}, nil
-	case "connection.sni":
-		return condition{match: func(in *Input) bool { return text.matchString(in.SNI) }}, nil
-	}
-	if name, ok := inBrackets(p.Key, "request.headers"); ok {
-		name = strings.ToLower(name)
-		return condition{http: true, match: func(in *Input) bool {
-			v, _ := in.Head.Get(name)
-			return text.match(v)
-		}}, nil
-	}
-	if strings.HasPrefix(p.Key, "request.auth.") {
-		// No token is looked at yet: the attribute is absent.
-		return condition{http: true, match: func(*Input) bool { return text.matchString("") }}, nil
-	}
-	return condition{}, fmt.Errorf("condition key %q: %w", p.Key, errKey)
-}
-
-var errKey = errors.New("unknown; see the list of keys in Istio's AuthorizationPolicy conditions")
-
-func inBrackets(key, prefix string) (string, bool) {
-	rest, ok := strings.CutPrefix(key, prefix+"[")
-	if !ok || !strings.HasSuffix(rest, "]") {
-		return "", false
-	}
-	return strings.TrimSuffix(rest, "]"), true
 }

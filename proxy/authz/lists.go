@@ -1,30 +1,37 @@
 package authz
 
 import (
-	"bytes"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/stream"
 )
 
 // texts is an or-ed list of text matches and the list of what must not match.
 // An absent attribute is the empty text; it matches nothing that is listed.
-type texts struct {
-	set     bool // some list is not empty
-	yes, no matcher
+type texts struct{ yes, no matcher }
+
+func newTexts(yes, no []plan.StringMatch) (texts, error) {
+	y, err := newMatcher(yes)
+	if err != nil {
+		return texts{}, err
+	}
+	n, err := newMatcher(no)
+	return texts{y, n}, err
 }
 
-func newTexts(yes, no []plan.StringMatch) texts {
-	return texts{len(yes)+len(no) > 0, newMatcher(yes), newMatcher(no)}
-}
+// none reports that there is nothing to match.
+func (t *texts) none() bool { return t.yes.empty && t.no.empty }
 
 func (t *texts) match(p []byte) bool {
-	return !t.set || (t.yes.empty || t.yes.match(p)) && (t.no.empty || !t.no.match(p))
+	return (t.yes.empty || t.yes.match(p)) && (t.no.empty || !t.no.match(p))
 }
 
 func (t *texts) matchString(s string) bool {
-	if !t.set {
+	if t.none() {
 		return true
 	}
 	var buf [256]byte
@@ -33,34 +40,35 @@ func (t *texts) matchString(s string) bool {
 
 // matchPair matches "namespace/name".
 func (t *texts) matchPair(namespace, name string) bool {
-	if !t.set {
+	switch {
+	case t.none():
 		return true
-	}
-	if name == "" {
+	case name == "":
 		return t.match(nil)
 	}
 	var buf [256]byte
 	return t.match(append(append(append(buf[:0], namespace...), '/'), name...))
 }
 
-// matcher is a list of text matches, the exact ones as a set.
+// matcher is a list of text matches, the exact ones as sets.
 type matcher struct {
-	empty     bool
-	exact     map[string]struct{}
-	exactFold map[string]struct{}
+	empty     bool // the list is
 	present   bool
-	prefixes  []affix
-	suffixes  []affix
-	templates [][]string
+	exact     map[string]struct{}
+	exactFold map[string]struct{} // in lower case
+	affixes   []affix
+	templates []Template
 }
 
+// affix is how a text begins or ends.
 type affix struct {
-	text string
+	text string // in lower case with fold
 	fold bool
+	end  bool
 }
 
-func newMatcher(list []plan.StringMatch) matcher {
-	m := matcher{empty: len(list) == 0}
+func newMatcher(list []plan.StringMatch) (matcher, error) {
+	m := matcher{empty: len(list) == 0, exact: map[string]struct{}{}, exactFold: map[string]struct{}{}}
 	for _, s := range list {
 		value := s.Value
 		if s.IgnoreCase {
@@ -69,29 +77,25 @@ func newMatcher(list []plan.StringMatch) matcher {
 		switch s.Kind {
 		case plan.MatchExact:
 			if s.IgnoreCase {
-				m.exactFold = with(m.exactFold, value)
+				m.exactFold[value] = struct{}{}
 			} else {
-				m.exact = with(m.exact, value)
+				m.exact[value] = struct{}{}
 			}
-		case plan.MatchPrefix:
-			m.prefixes = append(m.prefixes, affix{value, s.IgnoreCase})
-		case plan.MatchSuffix:
-			m.suffixes = append(m.suffixes, affix{value, s.IgnoreCase})
+		case plan.MatchPrefix, plan.MatchSuffix:
+			m.affixes = append(m.affixes, affix{value, s.IgnoreCase, s.Kind == plan.MatchSuffix})
 		case plan.MatchPresent:
 			m.present = true
 		case plan.MatchPath:
-			m.templates = append(m.templates, strings.Split(value, "/"))
+			t, err := NewTemplate(s.Value)
+			if err != nil {
+				return m, err
+			}
+			m.templates = append(m.templates, t)
+		default: // to leave it out of a list would open or close what was not meant
+			return m, fmt.Errorf("a match %q, which policies do not know", s)
 		}
 	}
-	return m
-}
-
-func with(set map[string]struct{}, s string) map[string]struct{} {
-	if set == nil {
-		set = map[string]struct{}{}
-	}
-	set[s] = struct{}{}
-	return set
+	return m, nil
 }
 
 func (m *matcher) match(p []byte) bool {
@@ -104,46 +108,42 @@ func (m *matcher) match(p []byte) bool {
 	if _, ok := m.exact[string(p)]; ok {
 		return true
 	}
-	if m.exactFold != nil {
+	if len(m.exactFold) > 0 {
 		var buf [256]byte
-		if _, ok := m.exactFold[string(lower(buf[:0], p))]; ok {
+		if _, ok := m.exactFold[string(appendLower(buf[:0], p))]; ok {
 			return true
 		}
 	}
-	for _, a := range m.prefixes {
-		if len(p) >= len(a.text) && a.equal(p[:len(a.text)]) {
-			return true
-		}
-	}
-	for _, a := range m.suffixes {
-		if len(p) >= len(a.text) && a.equal(p[len(p)-len(a.text):]) {
+	for i := range m.affixes {
+		if m.affixes[i].match(p) {
 			return true
 		}
 	}
 	for _, t := range m.templates {
-		if template(t, p) {
+		if t.Match(p) {
 			return true
 		}
 	}
 	return false
 }
 
-func (a affix) equal(p []byte) bool {
-	if !a.fold {
-		return string(p) == a.text
+func (a *affix) match(p []byte) bool {
+	n := len(a.text)
+	switch {
+	case len(p) < n:
+		return false
+	case a.end:
+		p = p[len(p)-n:]
+	default:
+		p = p[:n]
 	}
-	for i, c := range p {
-		if 'A' <= c && c <= 'Z' {
-			c |= 0x20
-		}
-		if c != a.text[i] {
-			return false
-		}
+	if a.fold {
+		return stream.EqualFold(p, a.text)
 	}
-	return true
+	return string(p) == a.text
 }
 
-func lower(dst, p []byte) []byte {
+func appendLower(dst, p []byte) []byte {
 	for _, c := range p {
 		if 'A' <= c && c <= 'Z' {
 			c |= 0x20
@@ -153,50 +153,50 @@ func lower(dst, p []byte) []byte {
 	return dst
 }
 
-// template matches a path: {*} is one non-empty segment, {**} any number of segments.
-func template(want []string, p []byte) bool {
-	for i, w := range want {
-		if w == "{**}" {
-			if i == len(want)-1 {
-				return true
-			}
-			for {
-				if template(want[i+1:], p) {
-					return true
-				}
-				j := bytes.IndexByte(p, '/')
-				if j < 0 {
-					return false
-				}
-				p = p[j+1:]
-			}
-		}
-		segment, rest, more := bytes.Cut(p, []byte("/"))
-		if w == "{*}" && len(segment) == 0 || w != "{*}" && string(segment) != w {
-			return false
-		}
-		if !more {
-			return i == len(want)-1
-		}
-		p = rest
-	}
-	return false
-}
+// nets is an or-ed list of address ranges and the list of what must not match. An address that is not known is in no
+// range.
+type nets struct{ yes, no ranges }
 
-// nets is an or-ed list of address ranges and the list of what must not match.
-type nets struct{ yes, no []netip.Prefix }
+func newNets(yes, no []netip.Prefix) nets { return nets{newRanges(yes), newRanges(no)} }
 
-func newNets(yes, no []netip.Prefix) nets { return nets{yes, no} }
+func (n *nets) none() bool { return n.yes.empty() && n.no.empty() }
 
 func (n *nets) match(a netip.Addr) bool {
-	return (len(n.yes) == 0 || contains(n.yes, a)) && (len(n.no) == 0 || !contains(n.no, a))
+	return (n.yes.empty() || n.yes.contains(a)) && (n.no.empty() || !n.no.contains(a))
 }
 
-func contains(list []netip.Prefix, a netip.Addr) bool {
-	a = a.Unmap()
+// ranges are address ranges: a set for each length that occurs.
+type ranges struct {
+	lengths []int
+	set     map[netip.Prefix]struct{}
+}
+
+func newRanges(list []netip.Prefix) ranges {
+	var r ranges
 	for _, p := range list {
-		if p.Contains(a) {
-			return true
+		if r.set == nil {
+			r.set = map[netip.Prefix]struct{}{}
+		}
+		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+		}
+		r.set[p.Masked()] = struct{}{}
+		if !slices.Contains(r.lengths, p.Bits()) {
+			r.lengths = append(r.lengths, p.Bits())
+		}
+	}
+	return r
+}
+
+func (r *ranges) empty() bool { return len(r.set) == 0 }
+
+func (r *ranges) contains(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	for _, n := range r.lengths {
+		if p, err := a.Prefix(n); err == nil {
+			if _, ok := r.set[p]; ok {
+				return true
+			}
 		}
 	}
 	return false
@@ -205,15 +205,8 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 // ports is an or-ed list of ports and the list of what must not match.
 type ports struct{ yes, no []uint16 }
 
-func (n *ports) match(port uint16) bool {
-	return (len(n.yes) == 0 || containsPort(n.yes, port)) && (len(n.no) == 0 || !containsPort(n.no, port))
-}
+func (n *ports) none() bool { return len(n.yes)+len(n.no) == 0 }
 
-func containsPort(list []uint16, port uint16) bool {
-	for _, p := range list {
-		if p == port {
-			return true
-		}
-	}
-	return false
+func (n *ports) match(port uint16) bool {
+	return (len(n.yes) == 0 || slices.Contains(n.yes, port)) && (len(n.no) == 0 || !slices.Contains(n.no, port))
 }
