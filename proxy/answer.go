@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/lateen-mesh/lateen/proxy/stream"
-	"github.com/lateen-mesh/lateen/proxy/table"
 	"github.com/lateen-mesh/lateen/telemetry"
 )
 
@@ -162,7 +161,7 @@ func (x *exchange) cors() bool {
 	if _, preflight := x.req.Get("access-control-request-method"); !preflight {
 		return false
 	}
-	if !table.MatchAny(c.AllowOrigins, origin) {
+	if !x.rule.AllowsOrigin(origin) {
 		if c.ForwardUnmatched {
 			return false
 		}
@@ -188,7 +187,7 @@ func (x *exchange) cors() bool {
 func (x *exchange) corsResponse(h *stream.Head) {
 	c := x.rule.Plan.CORS
 	origin, has := x.req.Get("origin")
-	if !has || !table.MatchAny(c.AllowOrigins, origin) {
+	if !has || !x.rule.AllowsOrigin(origin) {
 		return
 	}
 	h.Set("access-control-allow-origin", origin)

@@ -16,16 +16,18 @@ type Values interface {
 
 // Edits are compiled plan.HeaderEdits.
 type Edits struct {
-	remove   []string
+	remove   []string // lower case
 	set, add []edit
 }
 
 type edit struct {
-	name  string
-	lower string
-	parts []part // a literal, or an operator
+	name   []byte // as written
+	field  string // in lower case
+	static []byte // the value if no operator is in it; nil otherwise
+	parts  []part
 }
 
+// part is a literal, or an operator.
 type part struct {
 	text     string
 	operator bool
@@ -35,7 +37,10 @@ func newEdits(p plan.HeaderEdits) *Edits {
 	if p.Empty() {
 		return nil
 	}
-	e := &Edits{remove: p.Remove}
+	e := &Edits{}
+	for _, name := range p.Remove {
+		e.remove = append(e.remove, strings.ToLower(name))
+	}
 	for _, h := range p.Set {
 		e.set = append(e.set, newEdit(h))
 	}
@@ -46,42 +51,50 @@ func newEdits(p plan.HeaderEdits) *Edits {
 }
 
 func newEdit(h plan.Header) edit {
-	return edit{h.Name, strings.ToLower(h.Name), template(h.Value)}
+	e := edit{name: []byte(h.Name), field: strings.ToLower(h.Name), parts: template(h.Value)}
+	switch {
+	case len(e.parts) == 0:
+		e.static = []byte{}
+	case len(e.parts) == 1 && !e.parts[0].operator:
+		e.static = []byte(e.parts[0].text)
+	}
+	return e
 }
 
-// template splits a value into literals and %OPERATORS%.
+// template splits a value into literals and %OPERATORS%; %% is a literal %, and so is a lone one.
 func template(s string) []part {
 	var out []part
 	literal := ""
+	flush := func() {
+		if literal != "" {
+			out = append(out, part{text: literal})
+			literal = ""
+		}
+	}
 	for s != "" {
-		before, rest, ok := strings.Cut(s, "%")
+		before, rest, found := strings.Cut(s, "%")
 		literal += before
-		if !ok {
+		if !found {
 			break
 		}
-		op, after, ok := strings.Cut(rest, "%")
+		operator, after, closed := strings.Cut(rest, "%")
 		switch {
-		case !ok: // a lone %
+		case !closed:
 			literal += "%" + rest
 			after = ""
-		case op == "":
+		case operator == "":
 			literal += "%"
 		default:
-			if literal != "" {
-				out = append(out, part{literal, false})
-				literal = ""
-			}
-			out = append(out, part{op, true})
+			flush()
+			out = append(out, part{operator, true})
 		}
 		s = after
 	}
-	if literal != "" || len(out) == 0 {
-		out = append(out, part{literal, false})
-	}
+	flush()
 	return out
 }
 
-// Apply makes the edits: remove, set, add.
+// Apply makes the edits in the order remove, set, add.
 func (e *Edits) Apply(h *stream.Head, v Values) {
 	for _, name := range e.remove {
 		h.Del(name)
@@ -95,27 +108,34 @@ func (e *Edits) Apply(h *stream.Head, v Values) {
 }
 
 func (e *edit) apply(h *stream.Head, v Values, set bool) {
-	var buf [128]byte
-	value := buf[:0]
-	for _, p := range e.parts {
-		if !p.operator {
-			value = append(value, p.text...)
-			continue
-		}
-		out, ok := v.AppendValue(value, p.text)
-		if !ok {
-			out = append(append(append(value, '%'), p.text...), '%')
-		}
-		value = out
+	value := e.static
+	if value == nil {
+		value = e.expand(v)
 	}
 	switch {
-	case e.lower == "host" || e.lower == ":authority":
+	case e.field == "host" || e.field == ":authority":
 		h.SetAuthority(value)
-	case e.lower == ":path":
+	case e.field == ":path":
 		h.SetPath(value)
 	case set:
-		h.Set(e.lower, value)
+		h.Set(e.field, value)
 	default:
-		h.Add([]byte(e.name), value)
+		h.Add(e.name, value)
 	}
+}
+
+func (e *edit) expand(v Values) []byte {
+	value := make([]byte, 0, 128)
+	for _, p := range e.parts {
+		if p.operator {
+			if out, ok := v.AppendValue(value, p.text); ok {
+				value = out
+				continue
+			}
+			value = append(append(append(value, '%'), p.text...), '%')
+			continue
+		}
+		value = append(value, p.text...)
+	}
+	return value
 }

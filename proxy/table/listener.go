@@ -7,6 +7,7 @@ import (
 
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/authz"
+	"github.com/lateen-mesh/lateen/proxy/stream"
 )
 
 // Listener is a compiled plan.Listener.
@@ -33,33 +34,13 @@ type ConnMatch struct {
 	SNI          []byte // lower case is not required; nil while unknown
 }
 
-func newAuthz(p *plan.Authz, trustDomain string, aliases []string) (*authz.Authz, error) {
-	if p == nil || len(p.Policies) == 0 {
-		return nil, nil
-	}
-	return authz.New(p, trustDomain, aliases)
-}
-
+// newListener compiles a listener that check has passed.
 func (t *Table) newListener(p *plan.Listener, v *view) *Listener {
 	l := &Listener{Plan: p, byPort: map[uint16][]*Chain{}}
 	for i := range p.Chains {
-		cp := &p.Chains[i]
-		c := &Chain{Plan: cp}
-		c.Authz, _ = newAuthz(cp.Authz, t.cfg.TrustDomain, t.cfg.Aliases) // checked when it arrived
-		if cp.TCP != nil {
-			c.TCP = newChoices(cp.TCP.Clusters, v)
-		}
-		if cp.HTTP != nil {
-			if cp.HTTP.Inline != nil {
-				c.Route = newRoute(cp.HTTP.Inline, v)
-			} else if d := t.entries[ref{plan.KindRoute, cp.HTTP.Route}]; d != nil {
-				c.Route, _ = d.value.(*Route)
-			}
-		}
-		l.sni = l.sni || len(cp.Match.SNI) > 0 || cp.TLS.Mode == plan.TLSPassthrough
+		c := t.newChain(&p.Chains[i], v)
+		l.sni = l.sni || len(c.Plan.Match.SNI) > 0 || c.Plan.TLS.Mode == plan.TLSPassthrough
 		l.Chains = append(l.Chains, c)
-	}
-	for _, c := range l.Chains {
 		for _, port := range c.Plan.Match.Ports {
 			l.byPort[port] = nil
 		}
@@ -75,6 +56,30 @@ func (t *Table) newListener(p *plan.Listener, v *view) *Listener {
 		}
 	}
 	return l
+}
+
+func (t *Table) newChain(p *plan.Chain, v *view) *Chain {
+	c := &Chain{Plan: p}
+	if p.Authz != nil && len(p.Authz.Policies) > 0 {
+		a, err := authz.New(p.Authz, t.cfg.TrustDomain, t.cfg.Aliases)
+		if err != nil {
+			panic("table: policies that were in order when they arrived are not: " + err.Error())
+		}
+		c.Authz = a
+	}
+	if p.TCP != nil {
+		c.TCP = newChoices(p.TCP.Clusters, v)
+	}
+	switch h := p.HTTP; {
+	case h == nil:
+	case h.Inline != nil:
+		c.Route = newRoute(h.Inline, v)
+	case h.Route != "":
+		if d := t.entries[ref{plan.KindRoute, h.Route}]; d != nil {
+			c.Route, _ = d.value.(*Route)
+		}
+	}
+	return c
 }
 
 // NeedsSNI reports whether the choice of a chain needs the client's server name.
@@ -117,9 +122,9 @@ func sniScore(patterns []string, name []byte) int {
 		switch suffix, wild := strings.CutPrefix(p, "*"); {
 		case p == "*":
 			best = max(best, 1)
-		case wild && len(name) > len(suffix) && equalFold(name[len(name)-len(suffix):], suffix):
+		case wild && len(name) > len(suffix) && stream.EqualFold(name[len(name)-len(suffix):], suffix):
 			best = max(best, 1+len(suffix))
-		case !wild && len(name) == len(p) && equalFold(name, p):
+		case !wild && len(name) == len(p) && stream.EqualFold(name, p):
 			return exactScore
 		}
 	}
@@ -127,21 +132,8 @@ func sniScore(patterns []string, name []byte) int {
 }
 
 func containsAddr(prefixes []netip.Prefix, a netip.Addr) bool {
-	a = a.Unmap()
+	a = a.Unmap().WithZone("")
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
-}
-
-func equalFold(p []byte, lower string) bool {
-	for i := range len(lower) {
-		c := p[i]
-		if 'A' <= c && c <= 'Z' {
-			c |= 0x20
-		}
-		if c != lower[i] {
-			return false
-		}
-	}
-	return true
 }
 
 // Unknown is the treatment of connections to where the mesh knows nothing: they are passed on as they are.

@@ -2,106 +2,73 @@ package table
 
 import (
 	"bytes"
-	"net/url"
 	"regexp"
+	"slices"
+	"strings"
 
 	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/authz"
 	"github.com/lateen-mesh/lateen/proxy/stream"
 )
 
 // textMatch is a compiled plan.StringMatch.
 type textMatch struct {
-	kind   plan.MatchKind
-	value  []byte
-	fold   bool
-	regex  *regexp.Regexp
-	pieces []piece // of a path template
-}
-
-// piece is one segment of a path template.
-type piece struct {
-	text      string
-	one, rest bool
+	kind     plan.MatchKind
+	value    string // in lower case with fold
+	fold     bool
+	regex    *regexp.Regexp
+	template authz.Template
 }
 
 func newTextMatch(m plan.StringMatch) textMatch {
-	t := textMatch{kind: m.Kind, value: []byte(m.Value), fold: m.IgnoreCase}
+	t := textMatch{kind: m.Kind, value: m.Value, fold: m.IgnoreCase}
 	switch m.Kind {
 	case plan.MatchRegex:
-		t.regex, _ = compileRegex(m.Value) // checked when it arrived
+		t.regex = regexp.MustCompile(whole(m.Value)) // checked when it arrived
 	case plan.MatchPath:
-		for s := range bytes.SplitSeq([]byte(m.Value), []byte("/")) {
-			t.pieces = append(t.pieces, piece{string(s), string(s) == "{*}", string(s) == "{**}"})
-		}
+		t.template, _ = authz.NewTemplate(m.Value) // checked, too; an empty one matches nothing
+	default: // compared as it is
 	}
 	if t.fold {
-		t.value = bytes.ToLower(t.value)
+		t.value = strings.ToLower(t.value)
 	}
 	return t
 }
 
+// any reports that there is nothing to match.
+func (t *textMatch) any() bool { return t.kind == plan.MatchNone }
+
 func (t *textMatch) matches(p []byte) bool {
+	if t.kind == plan.MatchRegex {
+		return t.regex.Match(p)
+	}
+	return t.plain(p)
+}
+
+// plain is matches for all kinds but expressions; it lets p stay on the stack.
+func (t *textMatch) plain(p []byte) bool {
 	switch t.kind {
 	case plan.MatchExact:
-		if t.fold {
-			return len(p) == len(t.value) && equalFold(p, string(t.value))
-		}
-		return bytes.Equal(p, t.value)
+		return len(p) == len(t.value) && t.equal(p)
 	case plan.MatchPrefix:
-		if t.fold {
-			return len(p) >= len(t.value) && equalFold(p[:len(t.value)], string(t.value))
-		}
-		return bytes.HasPrefix(p, t.value)
+		return len(p) >= len(t.value) && t.equal(p[:len(t.value)])
 	case plan.MatchSuffix:
-		return bytes.HasSuffix(p, t.value)
-	case plan.MatchRegex:
-		return t.regex.Match(p)
+		return len(p) >= len(t.value) && t.equal(p[len(p)-len(t.value):])
 	case plan.MatchPresent:
 		return true
 	case plan.MatchPath:
-		return matchTemplate(t.pieces, p)
+		return t.template.Match(p)
+	default:
+		return false
 	}
-	return false
 }
 
-// matchTemplate matches a path against segments: {*} is one non-empty segment, {**} any number of them.
-func matchTemplate(pieces []piece, p []byte) bool {
-	for i, want := range pieces {
-		if want.rest {
-			if i == len(pieces)-1 {
-				return true
-			}
-			for { // what follows {**} may begin at any later segment
-				if matchTemplate(pieces[i+1:], p) {
-					return true
-				}
-				j := bytes.IndexByte(p, '/')
-				if j < 0 {
-					return false
-				}
-				p = p[j+1:]
-			}
-		}
-		segment, rest, more := bytes.Cut(p, []byte("/"))
-		if want.one && len(segment) == 0 || !want.one && string(segment) != want.text {
-			return false
-		}
-		if !more {
-			return i == len(pieces)-1
-		}
-		p = rest
+// equal compares texts of one length.
+func (t *textMatch) equal(p []byte) bool {
+	if t.fold {
+		return stream.EqualFold(p, t.value)
 	}
-	return false
-}
-
-// MatchAny reports whether one of the matches fits. It compiles expressions anew and is not for the hot path.
-func MatchAny(list []plan.StringMatch, p []byte) bool {
-	for _, m := range list {
-		if t := newTextMatch(m); (t.kind != plan.MatchRegex || t.regex != nil) && t.matches(p) {
-			return true
-		}
-	}
-	return false
+	return string(p) == t.value
 }
 
 // requestMatch is a compiled plan.RequestMatch.
@@ -110,6 +77,7 @@ type requestMatch struct {
 	headers, query                  []fieldMatch
 }
 
+// fieldMatch is a compiled plan.HeaderMatch.
 type fieldMatch struct {
 	name   string
 	value  textMatch
@@ -117,25 +85,23 @@ type fieldMatch struct {
 }
 
 func newRequestMatch(m *plan.RequestMatch) requestMatch {
-	return requestMatch{
-		path: newTextMatch(m.Path), method: newTextMatch(m.Method), scheme: newTextMatch(m.Scheme),
-		authority: newTextMatch(m.Authority), headers: newFieldMatches(m.Headers), query: newFieldMatches(m.Query),
+	r := requestMatch{
+		path: newTextMatch(m.Path), method: newTextMatch(m.Method), scheme: newTextMatch(m.Scheme), authority: newTextMatch(m.Authority),
 	}
-}
-
-func newFieldMatches(list []plan.HeaderMatch) []fieldMatch {
-	var out []fieldMatch
-	for _, h := range list {
-		out = append(out, fieldMatch{h.Name, newTextMatch(h.Value), h.Invert})
+	for _, h := range m.Headers {
+		r.headers = append(r.headers, fieldMatch{strings.ToLower(h.Name), newTextMatch(h.Value), h.Invert})
 	}
-	return out
+	for _, q := range m.Query {
+		r.query = append(r.query, fieldMatch{q.Name, newTextMatch(q.Value), q.Invert})
+	}
+	return r
 }
 
 func (m *requestMatch) matches(q *Request) bool {
-	if m.path.kind != plan.MatchNone && !m.path.matches(q.Path) ||
-		m.method.kind != plan.MatchNone && !m.method.matches(q.Head.Method()) ||
-		m.authority.kind != plan.MatchNone && !m.authority.matches(q.Head.Authority()) ||
-		m.scheme.kind != plan.MatchNone && !m.scheme.matches(schemeOf(q)) {
+	if !m.path.any() && !m.path.matches(q.Path) ||
+		!m.method.any() && !m.method.matches(q.Head.Method()) ||
+		!m.authority.any() && !m.authority.matches(q.Head.Authority()) ||
+		!m.scheme.any() && !m.scheme.matches(schemeOf(q)) {
 		return false
 	}
 	for i := range m.headers {
@@ -166,36 +132,50 @@ func schemeOf(q *Request) []byte {
 	return schemeHTTP
 }
 
-// matchesHeader matches a field; several of one name count as one, joined by commas (RFC 9110 section 5.3). A
-// field that is missing does not match, and so matches when the match is inverted, as in Envoy.
+// matchesHeader matches a field; several of one name count as one, joined by commas (RFC 9110 section 5.3).
 func (f *fieldMatch) matchesHeader(h *stream.Head) bool {
-	var first, joined []byte
-	n := 0
+	value, n := []byte(nil), 0
 	for i := range h.Len() {
-		name, value := h.At(i)
+		name, v := h.At(i)
 		if !stream.EqualFold(name, f.name) {
 			continue
 		}
-		switch n++; n {
-		case 1:
-			first = value
-		case 2:
-			joined = append(append(append(joined, first...), ','), value...)
-		default:
-			joined = append(append(joined, ','), value...)
+		if n++; n > 1 {
+			return f.judge(joined(h, f.name), true)
 		}
+		value = v
 	}
 	if n == 0 {
-		if v, ok := pseudo(h, f.name); ok {
-			first, n = v, 1
-		}
+		v, ok := pseudo(h, f.name)
+		return f.judge(v, ok)
 	}
-	if n > 1 {
-		first = joined
-	}
-	return (n > 0 && f.value.matches(first)) != f.invert
+	return f.judge(value, true)
 }
 
+// judge applies the match to a value. What is missing matches nothing; where the match is inverted it counts as
+// empty, as Istio has it for withoutHeaders, unless mere presence is asked for.
+func (f *fieldMatch) judge(value []byte, there bool) bool {
+	if !there {
+		return f.invert && (f.value.kind == plan.MatchPresent || !f.value.matches(nil))
+	}
+	return f.value.matches(value) != f.invert
+}
+
+// joined is the values of all fields of a name, with commas between.
+func joined(h *stream.Head, name string) []byte {
+	var out []byte
+	for i := range h.Len() {
+		if n, v := h.At(i); stream.EqualFold(n, name) {
+			if out != nil {
+				out = append(out, ',')
+			}
+			out = append(slices.Grow(out, 1), v...)
+		}
+	}
+	return out
+}
+
+// pseudo is what HTTP/2 writes as a pseudo-header field.
 func pseudo(h *stream.Head, name string) ([]byte, bool) {
 	switch name {
 	case ":authority", "host":
@@ -210,25 +190,40 @@ func pseudo(h *stream.Head, name string) ([]byte, bool) {
 	return nil, false
 }
 
+// matchesQuery matches a query parameter, decoded; of several of one name the first.
 func (f *fieldMatch) matchesQuery(query []byte) bool {
+	var keys, values [64]byte
 	for len(query) > 0 {
 		var part []byte
 		part, query, _ = bytes.Cut(query, []byte("&"))
 		key, value, _ := bytes.Cut(part, []byte("="))
-		if string(unescape(key)) == f.name {
-			return f.value.matches(unescape(value)) != f.invert
+		if string(decoded(keys[:0], key)) == f.name {
+			if f.value.kind == plan.MatchRegex {
+				return f.judge(decoded(nil, value), true)
+			}
+			return f.value.plain(decoded(values[:0], value)) != f.invert
 		}
 	}
-	return f.invert
+	return f.judge(nil, false)
 }
 
-// unescape decodes a query component; one that needs no decoding is returned as it is.
-func unescape(p []byte) []byte {
+// decoded is a query component with its escapes resolved (application/x-www-form-urlencoded, as browsers write it):
+// itself if there are none, else appended to dst. What is no escape stands for itself.
+func decoded(dst, p []byte) []byte {
 	if bytes.IndexByte(p, '%') < 0 && bytes.IndexByte(p, '+') < 0 {
 		return p
 	}
-	if s, err := url.QueryUnescape(string(p)); err == nil {
-		return []byte(s)
+	for i := 0; i < len(p); i++ {
+		c, ok := escaped(p[i:])
+		switch {
+		case ok:
+			i += 2
+		case p[i] == '+':
+			c = ' '
+		default:
+			c = p[i]
+		}
+		dst = append(dst, c)
 	}
-	return p
+	return dst
 }

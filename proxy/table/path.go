@@ -7,31 +7,34 @@ import (
 )
 
 // NormalizePath brings a path, without its query, into the form in which routes
-// and policies see it (MeshConfig's pathNormalization). out aliases path when
-// nothing changes, and is appended to dst otherwise. It is not ok to leave the
-// root, or to hide a NUL.
+// and policies see it (MeshConfig's pathNormalization; RFC 3986 section 6.2.2,
+// as Envoy's normalize_path does it): needless escapes are resolved, backslashes
+// become slashes, dot segments are removed, escaped ones included, and, where it
+// is ordered, escaped slashes are resolved before and slashes merged after that.
+// A path that does not begin with a slash ("*") is left alone.
+//
+// out aliases path when nothing changes, and is appended to dst otherwise; dst
+// must not overlap path. It is not ok to hide a NUL.
 func NormalizePath(dst, path []byte, how plan.PathNormalization) (out []byte, ok bool) {
-	if how == plan.PathNone {
-		return path, true
+	if how == plan.PathNone || len(path) == 0 || path[0] != '/' || clean(path, how) {
+		return path, bytes.IndexByte(path, 0) < 0
 	}
-	if clean(path, how) {
-		return path, true
-	}
-	if how == plan.PathDecodeAndMergeSlashes {
-		path = decodeSlashes(path)
-	}
-	out = append(dst, path...)
 	base := len(dst)
-	normalizeEscapes(out[base:])
-	n, ok := removeDots(out[base:], how != plan.PathBase)
-	return out[:base+n], ok
+	if out, ok = unescape(dst, path, how == plan.PathDecodeAndMergeSlashes); !ok {
+		return nil, false
+	}
+	n := removeDots(out[base:])
+	if how != plan.PathBase {
+		n = mergeSlashes(out[base : base+n])
+	}
+	return out[:base+n], true
 }
 
-// clean reports, in one pass, whether there is nothing to do.
+// clean reports, in one pass, that there is nothing to do. It may fail to see that.
 func clean(p []byte, how plan.PathNormalization) bool {
 	for i, c := range p {
 		switch c {
-		case '\\', '%', 0:
+		case '\\', '%':
 			return false
 		case '/':
 			if i+1 < len(p) && (p[i+1] == '.' || p[i+1] == '/' && how != plan.PathBase) {
@@ -42,20 +45,40 @@ func clean(p []byte, how plan.PathNormalization) bool {
 	return true
 }
 
-// decodeSlashes decodes %2F and %5C.
-func decodeSlashes(p []byte) []byte {
-	out := make([]byte, 0, len(p))
+// unescape appends p with the escapes of unreserved characters resolved (RFC 3986 section 6.2.2.2), with slashes
+// those of slashes and backslashes, too, and with backslashes as slashes. A NUL is not ok. What follows a % that
+// begins no escape is left as it is, so that no new escape comes about ("%4%31" does not become "%41").
+func unescape(dst, p []byte, slashes bool) (out []byte, ok bool) {
+	base := len(dst)
 	for i := 0; i < len(p); i++ {
-		if c, ok := escaped(p[i:]); ok && (c == '/' || c == '\\') {
-			out = append(out, c)
-			i += 2
-			continue
+		c := p[i]
+		if e, is := escaped(p[i:]); is {
+			switch {
+			case e == 0:
+				return nil, false
+			case bytes.IndexByte(dst[max(base, len(dst)-2):], '%') >= 0:
+			case unreserved(e) || slashes && (e == '/' || e == '\\'):
+				c = e
+				i += 2
+			}
 		}
-		out = append(out, p[i])
+		switch c {
+		case 0:
+			return nil, false
+		case '\\':
+			c = '/'
+		}
+		dst = append(dst, c)
 	}
-	return out
+	return dst, true
 }
 
+// unreserved is RFC 3986 section 2.3.
+func unreserved(c byte) bool {
+	return 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
+}
+
+// escaped reports what byte p begins with the escape of.
 func escaped(p []byte) (byte, bool) {
 	if len(p) < 3 || p[0] != '%' {
 		return 0, false
@@ -79,87 +102,43 @@ func unhex(c byte) int {
 	return -1
 }
 
-// normalizeEscapes turns backslashes into slashes and writes escapes in upper case, in place (RFC 3986 section
-// 6.2.2.1).
-func normalizeEscapes(p []byte) {
-	for i, c := range p {
-		switch {
-		case c == '\\':
-			p[i] = '/'
-		case c == '%' && i+2 < len(p) && unhex(p[i+1]) >= 0 && unhex(p[i+2]) >= 0:
-			p[i+1], p[i+2] = upper(p[i+1]), upper(p[i+2])
-		}
-	}
-}
-
-func upper(c byte) byte {
-	if 'a' <= c && c <= 'f' {
-		return c &^ 0x20
-	}
-	return c
-}
-
-// removeDots removes dot segments, also escaped ones, in place (RFC 3986 section 5.2.4), and with merge empty
-// segments, too.
-func removeDots(p []byte, merge bool) (n int, ok bool) {
+// removeDots removes dot segments in place (RFC 3986 section 5.2.4) and returns the new length. p begins with a
+// slash, and so does what is left; nothing leads above the root.
+func removeDots(p []byte) int {
 	end := 0 // of what is kept
-	for i := 0; i < len(p); {
-		// p[i] is a slash; the segment reaches to the next one.
-		j := bytes.IndexByte(p[i+1:], '/')
-		last := j < 0
-		stop := len(p)
-		if !last {
-			stop = i + 1 + j
+	for rest := p; len(rest) > 0; {
+		// rest begins with a slash; the segment reaches to the next one.
+		segment, last := rest[1:], true
+		if i := bytes.IndexByte(segment, '/'); i >= 0 {
+			segment, last = segment[:i], false
 		}
-		segment := p[i+1 : stop]
-		switch {
-		case bytes.IndexByte(segment, 0) >= 0 || bytes.Contains(segment, []byte("%00")):
-			return end, false
-		case dots(segment) == 1:
-			if last {
-				p[end] = '/'
-				end++
-			}
-		case dots(segment) == 2:
-			if end == 0 {
-				return 0, false // above the root
-			}
-			end = bytes.LastIndexByte(p[:end], '/')
-			if last {
-				p[end] = '/'
-				end++
-			}
-		case merge && len(segment) == 0 && !last:
+		rest = rest[1+len(segment):]
+		switch string(segment) {
+		case ".":
+		case "..":
+			end = max(bytes.LastIndexByte(p[:end], '/'), 0)
 		default:
 			p[end] = '/'
-			copy(p[end+1:], segment)
-			end += 1 + len(segment)
+			end += 1 + copy(p[end+1:], segment)
+			continue
 		}
-		i = stop
+		if last { // a directory is meant
+			p[end] = '/'
+			end++
+		}
 	}
-	if end == 0 {
-		return 1, len(p) > 0 && setSlash(p)
-	}
-	return end, true
+	return end
 }
 
-func setSlash(p []byte) bool {
-	p[0] = '/'
-	return true
-}
-
-// dots is 1 for ".", 2 for "..", in clear or escaped, and 0 for anything else.
-func dots(segment []byte) int {
-	n := 0
-	for i := 0; i < len(segment); i++ {
-		if c, ok := escaped(segment[i:]); ok && c == '.' {
-			i += 2
-		} else if segment[i] != '.' {
-			return 0
+// mergeSlashes leaves one of each run of slashes, in place, and returns the new length.
+func mergeSlashes(p []byte) int {
+	end := 0
+	for _, c := range p {
+		if c == '/' && end > 0 && p[end-1] == '/' {
+			continue
 		}
-		if n++; n > 2 {
-			return 0
-		}
+		p[end] = c
+		end++
 	}
-	return n
+	return end
 }

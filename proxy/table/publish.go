@@ -8,118 +8,116 @@ import (
 // publish makes a new view of everything in force. The caller holds mu.
 func (t *Table) publish() {
 	t.dirty = false
-	serial := t.serial.Load() + 1
+	old := t.view.Load()
 	v := &view{
 		listeners: map[string]*rooted[*Listener]{}, routes: map[string]*rooted[*Route]{}, names: map[string]*rooted[*plan.Name]{},
-		clusters: builtinOf(t.view.Load()), secrets: map[string]*plan.Secret{},
+		clusters: map[string]*balance.Cluster{}, secrets: map[string]*plan.Secret{},
 	}
-	// In the order of the kinds, so that what is referred to is there before what refers to it.
-	entries := sorted(t.entries)
-	for _, e := range entries {
-		if e.kind == plan.KindCluster {
-			if c := t.cluster(e); c != nil {
-				v.clusters[e.name] = c
+	for _, name := range builtinNames {
+		v.clusters[name] = old.clusters[name]
+	}
+	// What is referred to comes before what refers to it.
+	for _, kind := range []plan.Kind{plan.KindSecret, plan.KindCluster, plan.KindRoute, plan.KindListener, plan.KindName} {
+		for r, e := range t.entries {
+			if r.kind == kind && e.settled {
+				t.enter(v, e)
 			}
-		}
-	}
-	for _, e := range entries {
-		if s, ok := e.inForce.(*plan.Secret); ok {
-			v.secrets[e.name] = s
-		}
-	}
-	for _, e := range entries {
-		if e.kind == plan.KindRoute && e.settled {
-			r := t.route(e, v)
-			if e.root {
-				v.routes[e.name] = &rooted[*Route]{r, e}
-			}
-		}
-	}
-	for _, e := range entries {
-		if !e.root || !e.settled {
-			continue
-		}
-		switch e.kind {
-		case plan.KindListener:
-			v.listeners[e.name] = &rooted[*Listener]{t.listener(e, v), e}
-		case plan.KindName:
-			n, _ := e.inForce.(*plan.Name)
-			v.names[e.name] = &rooted[*plan.Name]{n, e}
 		}
 	}
 	t.view.Store(v)
-	t.serial.Store(serial)
+	t.serial.Add(1)
 }
 
-func builtinOf(v *view) map[string]*balance.Cluster {
-	out := map[string]*balance.Cluster{}
-	for _, name := range []string{plan.ClusterPassthrough, plan.ClusterInboundPassthrough, plan.ClusterBlackHole} {
-		out[name] = v.clusters[name]
+// enter puts what is in force of an entry into a view, compiling it if need be.
+func (t *Table) enter(v *view, e *entry) {
+	state := Ready
+	if e.inForce == nil {
+		state, e.value = Absent, nil
 	}
-	return out
+	switch e.kind {
+	case plan.KindSecret:
+		if s, ok := e.inForce.(*plan.Secret); ok {
+			v.secrets[e.name] = s
+		}
+	case plan.KindCluster:
+		if p, ok := e.inForce.(*plan.Cluster); ok {
+			v.clusters[e.name] = t.cluster(e, p)
+		}
+	case plan.KindRoute:
+		p, ok := e.inForce.(*plan.Route)
+		if ok && t.stale(e) {
+			e.value, e.built = newRoute(p, v), t.serial.Load()+1
+		}
+		if e.root {
+			r, _ := e.value.(*Route)
+			v.routes[e.name] = &rooted[*Route]{r, state, e}
+		}
+	case plan.KindListener:
+		p, ok := e.inForce.(*plan.Listener)
+		if ok && t.stale(e) {
+			e.value, e.built = t.newListener(p, v), t.serial.Load()+1
+		}
+		if e.root {
+			l, _ := e.value.(*Listener)
+			v.listeners[e.name] = &rooted[*Listener]{l, state, e}
+		}
+	case plan.KindName:
+		if e.root {
+			n, _ := e.inForce.(*plan.Name)
+			v.names[e.name] = &rooted[*plan.Name]{n, state, e}
+		}
+	case plan.KindEndpoints: // in their cluster
+	}
 }
 
-// cluster puts the cluster in force into operation, with its endpoints; nil if there is none.
-func (t *Table) cluster(e *entry) *balance.Cluster {
-	p, _ := e.inForce.(*plan.Cluster)
-	if p == nil {
-		e.value, e.compiled = nil, nil
-		return nil
-	}
+// cluster puts a cluster into operation, with its endpoints.
+func (t *Table) cluster(e *entry, p *plan.Cluster) *balance.Cluster {
 	c, _ := e.value.(*balance.Cluster)
-	if e.compiled != e.inForce {
-		c = balance.New(p, c)
-		e.value, e.compiled, e.built = c, e.inForce, t.serial.Load()+1
-	}
-	d := t.entries[ref{plan.KindEndpoints, e.name}]
-	if d == nil || d.compiled == d.inForce && d.built >= e.built && d.built != 0 {
+	if c != nil && c.Plan() == p {
 		return c
 	}
-	var list []plan.Endpoint
-	if eps, ok := d.inForce.(*plan.Endpoints); ok {
-		list = eps.Endpoints
+	if c != nil && c.Plan().Discovery != p.Discovery {
+		c = nil // its endpoints came from elsewhere
 	}
-	c.SetEndpoints(list)
-	d.compiled, d.built = d.inForce, t.serial.Load()+1
+	c = balance.New(p, c)
+	e.value, e.built = c, t.serial.Load()+1
+	if d := t.entries[ref{plan.KindEndpoints, e.name}]; d != nil && p.Discovery == plan.DiscoverEndpoints {
+		t.setEndpoints(d)
+	}
 	return c
 }
 
-// stale reports whether an entry has to be compiled: because of itself or of what it refers to.
+// setEndpoints gives the endpoints in force to the cluster that is in operation, and reports whether there is one.
+func (t *Table) setEndpoints(e *entry) bool {
+	d := t.entries[ref{plan.KindCluster, e.name}]
+	if d == nil {
+		return false
+	}
+	c, _ := d.value.(*balance.Cluster)
+	if c == nil || c.Plan().Discovery != plan.DiscoverEndpoints {
+		return false
+	}
+	var list []plan.Endpoint
+	if eps, ok := e.inForce.(*plan.Endpoints); ok {
+		list = eps.Endpoints
+	}
+	c.SetEndpoints(list)
+	return true
+}
+
+// stale reports whether an entry has to be compiled: because of itself or of what it refers to. Endpoints and
+// secrets are looked up when they are needed.
 func (t *Table) stale(e *entry) bool {
-	if e.compiled != e.inForce || e.value == nil {
+	if e.value == nil || e.changed > e.built {
 		return true
 	}
-	for _, r := range refs(e.inForce) {
-		if r.kind == plan.KindEndpoints {
+	for _, r := range e.inForceRefs {
+		if r.kind == plan.KindEndpoints || r.kind == plan.KindSecret {
 			continue
 		}
-		if d := t.entries[r]; d == nil || d.built > e.built || d.inForce == nil {
+		if d := t.entries[r]; d == nil || max(d.changed, d.built) > e.built {
 			return true
 		}
 	}
 	return false
-}
-
-func (t *Table) route(e *entry, v *view) *Route {
-	p, _ := e.inForce.(*plan.Route)
-	if p == nil {
-		e.value, e.compiled = nil, nil
-		return nil
-	}
-	if t.stale(e) {
-		e.value, e.compiled, e.built = newRoute(p, v), e.inForce, t.serial.Load()+1
-	}
-	return e.value.(*Route)
-}
-
-func (t *Table) listener(e *entry, v *view) *Listener {
-	p, _ := e.inForce.(*plan.Listener)
-	if p == nil {
-		e.value, e.compiled = nil, nil
-		return nil
-	}
-	if t.stale(e) {
-		e.value, e.compiled, e.built = t.newListener(p, v), e.inForce, t.serial.Load()+1
-	}
-	return e.value.(*Listener)
 }

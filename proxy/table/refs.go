@@ -3,9 +3,12 @@ package table
 import (
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
+	"slices"
 
 	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/authz"
 )
 
 // refs lists what a resource refers to, each once.
@@ -24,11 +27,10 @@ func refs(res plan.Resource) []ref {
 		for i := range res.Chains {
 			c := &res.Chains[i]
 			add(plan.KindSecret, c.TLS.Secret)
-			if c.HTTP != nil {
+			if c.HTTP != nil && c.HTTP.Inline != nil {
+				routeRefs(c.HTTP.Inline, add)
+			} else if c.HTTP != nil {
 				add(plan.KindRoute, c.HTTP.Route)
-				if c.HTTP.Inline != nil {
-					routeRefs(c.HTTP.Inline, add)
-				}
 			}
 			if c.TCP != nil {
 				for _, w := range c.TCP.Clusters {
@@ -62,31 +64,41 @@ func routeRefs(r *plan.Route, add func(plan.Kind, string)) {
 }
 
 func isBuiltin(r ref) bool {
-	return r.kind == plan.KindCluster &&
-		(r.name == plan.ClusterPassthrough || r.name == plan.ClusterInboundPassthrough || r.name == plan.ClusterBlackHole)
+	return r.kind == plan.KindCluster && slices.Contains(builtinNames, r.name)
 }
 
 // check refuses, before anything is taken, a resource that could not be compiled.
-func check(res plan.Resource) error {
+func (t *Table) check(kind plan.Kind, res plan.Resource) error {
+	if res.ResourceKind() != kind {
+		return fmt.Errorf("is a %s", res.ResourceKind())
+	}
+	if res.ResourceName() == "" {
+		return errors.New("has no name")
+	}
 	switch res := res.(type) {
 	case *plan.Listener:
 		for i := range res.Chains {
-			c := &res.Chains[i]
-			if _, err := newAuthz(c.Authz, "", nil); err != nil {
-				return fmt.Errorf("chain %q: %w", c.Name, err)
-			}
-			if c.HTTP != nil && c.HTTP.Inline != nil {
-				if err := checkRoute(c.HTTP.Inline); err != nil {
-					return fmt.Errorf("chain %q: %w", c.Name, err)
-				}
+			if err := t.checkChain(&res.Chains[i]); err != nil {
+				return fmt.Errorf("chain %q: %w", res.Chains[i].Name, err)
 			}
 		}
 	case *plan.Route:
 		return checkRoute(res)
-	case *plan.Cluster:
-		if res.Name == "" {
-			return errors.New("the cluster has no name")
+	}
+	return nil
+}
+
+func (t *Table) checkChain(c *plan.Chain) error {
+	if _, err := authz.New(c.Authz, t.cfg.TrustDomain, t.cfg.Aliases); err != nil {
+		return err
+	}
+	if c.TCP != nil {
+		if err := checkWeights(c.TCP.Clusters); err != nil {
+			return err
 		}
+	}
+	if c.HTTP != nil && c.HTTP.Inline != nil {
+		return checkRoute(c.HTTP.Inline)
 	}
 	return nil
 }
@@ -113,30 +125,54 @@ func checkRule(r *plan.Rule) error {
 	if acts != 1 {
 		return fmt.Errorf("%d of cluster, redirect and direct response are set, want one", acts)
 	}
+	if err := checkWeights(r.Clusters); err != nil {
+		return err
+	}
 	all := []plan.StringMatch{r.Match.Path, r.Match.Method, r.Match.Scheme, r.Match.Authority}
-	for _, h := range append(append([]plan.HeaderMatch{}, r.Match.Headers...), r.Match.Query...) {
+	for _, h := range slices.Concat(r.Match.Headers, r.Match.Query) {
 		all = append(all, h.Value)
 	}
+	if r.CORS != nil {
+		all = append(all, r.CORS.AllowOrigins...)
+	}
 	for _, m := range all {
-		if m.Kind == plan.MatchRegex {
-			if _, err := compileRegex(m.Value); err != nil {
-				return err
-			}
+		if err := checkText(m); err != nil {
+			return err
 		}
 	}
 	if w := r.Rewrite; w != nil && w.Regex != "" {
-		if _, err := regexp.Compile(w.Regex); err != nil {
-			return fmt.Errorf("rewrite expression: %w", err)
+		if _, err := newRewrite(w.Regex, w.Substitution); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// compileRegex compiles an expression that must match a whole text.
-func compileRegex(expr string) (*regexp.Regexp, error) {
-	re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
-	if err != nil {
-		return nil, fmt.Errorf("expression %q: %w", expr, err)
+func checkWeights(list []plan.WeightedCluster) error {
+	total := uint64(0)
+	for _, w := range list {
+		total += uint64(w.Weight)
 	}
-	return re, nil
+	if total > math.MaxUint32 {
+		return fmt.Errorf("the weights of the clusters add up to %d, at most %d are taken", total, uint32(math.MaxUint32))
+	}
+	return nil
 }
+
+func checkText(m plan.StringMatch) error {
+	switch m.Kind {
+	case plan.MatchRegex:
+		if _, err := regexp.Compile(m.Value); err != nil {
+			return fmt.Errorf("expression %q: %w", m.Value, err)
+		}
+	case plan.MatchPath:
+		if _, err := authz.NewTemplate(m.Value); err != nil {
+			return err
+		}
+	default: // any text will do
+	}
+	return nil
+}
+
+// whole makes an expression match a whole text or not at all.
+func whole(expr string) string { return `\A(?:` + expr + `)\z` }

@@ -1,10 +1,7 @@
 package table
 
 import (
-	"bytes"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/lateen-mesh/lateen/plan"
@@ -28,24 +25,25 @@ type suffixHost struct {
 // VirtualHost is a compiled plan.VirtualHost.
 type VirtualHost struct {
 	Plan  *plan.VirtualHost
-	Rules []*Rule
+	rules []*Rule
+	index *index // nil: few rules
 }
 
 // Rule is a compiled plan.Rule.
 type Rule struct {
 	Plan              *plan.Rule
-	Choices           *Choices
-	Request, Response *Edits
+	Choices           *Choices // nil: a redirect or a direct response
+	Request, Response *Edits   // nil: none
 	Mirrors           []Mirror
 	match             requestMatch
-	rewrite           *regexp.Regexp
-	substitution      []byte
+	rewrite           *rewrite // nil: none by expression
+	origins           []textMatch
 }
 
 // Mirror is a compiled plan.Mirror.
 type Mirror struct {
 	Choice  *Choice
-	Percent float64
+	Percent float64 // 0 to 100
 }
 
 // Choices are clusters with weights.
@@ -59,42 +57,49 @@ type Choices struct {
 type Choice struct {
 	Name              string
 	Cluster           *balance.Cluster // nil: the control plane knows none of that name
-	Request, Response *Edits
+	Request, Response *Edits           // nil: none
 }
 
 // Request is what rules look at.
 type Request struct {
 	Head        *stream.Head
-	Path, Query []byte
+	Path, Query []byte // the path normalised and without its query
 	Host        []byte // without port
 	Port        uint16
 	TLS         bool
 	Rand        uint32
 }
 
+// newRoute compiles a route that checkRoute has passed.
 func newRoute(p *plan.Route, v *view) *Route {
 	r := &Route{Plan: p, exact: map[string]*VirtualHost{}}
 	for i := range p.Hosts {
 		h := &VirtualHost{Plan: &p.Hosts[i]}
 		for j := range h.Plan.Rules {
-			h.Rules = append(h.Rules, newRule(&h.Plan.Rules[j], v))
+			h.rules = append(h.rules, newRule(&h.Plan.Rules[j], v))
 		}
+		h.index = newIndex(h.rules)
 		for _, d := range h.Plan.Domains {
-			suffix, wild := strings.CutPrefix(d, "*")
-			switch {
-			case d == "*":
-				if r.any == nil {
-					r.any = h
-				}
-			case wild:
-				r.suffixes = append(r.suffixes, suffixHost{suffix, h})
-			case r.exact[d] == nil:
-				r.exact[d] = h
-			}
+			r.add(strings.ToLower(d), h)
 		}
 	}
 	slices.SortStableFunc(r.suffixes, func(a, b suffixHost) int { return len(b.suffix) - len(a.suffix) })
 	return r
+}
+
+// add enters a host under a domain; of two hosts of one domain the first counts.
+func (r *Route) add(domain string, h *VirtualHost) {
+	suffix, wild := strings.CutPrefix(domain, "*")
+	switch {
+	case domain == "*":
+		if r.any == nil {
+			r.any = h
+		}
+	case wild:
+		r.suffixes = append(r.suffixes, suffixHost{suffix, h})
+	case r.exact[domain] == nil:
+		r.exact[domain] = h
+	}
 }
 
 func newRule(p *plan.Rule, v *view) *Rule {
@@ -106,30 +111,14 @@ func newRule(p *plan.Rule, v *view) *Rule {
 		r.Mirrors = append(r.Mirrors, Mirror{&Choice{Name: m.Cluster, Cluster: v.clusters[m.Cluster]}, m.Percent})
 	}
 	if w := p.Rewrite; w != nil && w.Regex != "" {
-		r.rewrite = regexp.MustCompile(w.Regex) // checked when it arrived
-		r.substitution = []byte(goTemplate(w.Substitution))
+		r.rewrite, _ = newRewrite(w.Regex, w.Substitution) // checked when it arrived
 	}
-	return r
-}
-
-// goTemplate turns RE2's \1 into Go's ${1}.
-func goTemplate(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		switch {
-		case s[i] == '$':
-			b.WriteString("$$")
-		case s[i] == '\\' && i+1 < len(s) && '0' <= s[i+1] && s[i+1] <= '9':
-			i++
-			b.WriteString("${" + s[i:i+1] + "}")
-		case s[i] == '\\' && i+1 < len(s) && s[i+1] == '\\':
-			i++
-			b.WriteByte('\\')
-		default:
-			b.WriteByte(s[i])
+	if p.CORS != nil {
+		for _, o := range p.CORS.AllowOrigins {
+			r.origins = append(r.origins, newTextMatch(o))
 		}
 	}
-	return b.String()
+	return r
 }
 
 func newChoices(list []plan.WeightedCluster, v *view) *Choices {
@@ -139,7 +128,7 @@ func newChoices(list []plan.WeightedCluster, v *view) *Choices {
 	c := &Choices{}
 	for _, w := range list {
 		c.list = append(c.list, &Choice{w.Cluster, v.clusters[w.Cluster], newEdits(w.Request), newEdits(w.Response)})
-		c.total += w.Weight
+		c.total += w.Weight // checkWeights has seen to it that the sum fits
 		c.upTo = append(c.upTo, c.total)
 	}
 	if len(list) == 1 || c.total == 0 {
@@ -148,28 +137,31 @@ func newChoices(list []plan.WeightedCluster, v *view) *Choices {
 	return c
 }
 
-// Choose picks a cluster by weight. rand is a random number.
+// Choose picks a cluster by weight; the first one if all weights are 0. rand is a random number.
 func (c *Choices) Choose(rand uint32) *Choice {
 	if c.upTo == nil {
 		return c.list[0]
 	}
-	x := uint32(uint64(rand) * uint64(c.total) >> 32)
-	for i, end := range c.upTo {
-		if x < end {
-			return c.list[i]
-		}
+	x := uint32(uint64(rand) * uint64(c.total) >> 32) // below total, which ends the list
+	i := 0
+	for x >= c.upTo[i] {
+		i++
 	}
-	return c.list[len(c.list)-1]
+	return c.list[i]
 }
 
 // Match returns the virtual host for a request and the first of its rules that matches; nil, nil if no host fits,
-// and a nil rule if none of its rules does.
+// and a nil rule if none of its rules does. It does not allocate, except for a header field that is sent more than
+// once, an escaped query parameter that is matched by an expression, and an authority above 256 bytes.
 func (r *Route) Match(q *Request) (*VirtualHost, *Rule) {
 	h := r.host(q)
 	if h == nil {
 		return nil, nil
 	}
-	for _, rule := range h.Rules {
+	if h.index != nil {
+		return h, h.index.match(h.rules, q)
+	}
+	for _, rule := range h.rules {
 		if rule.match.matches(q) {
 			return h, rule
 		}
@@ -177,26 +169,32 @@ func (r *Route) Match(q *Request) (*VirtualHost, *Rule) {
 	return h, nil
 }
 
-// host finds the virtual host: exact before suffix, long suffixes before short ones, "*" last.
+// host finds the virtual host: exact before suffix, long suffixes before short ones, "*" last. A domain with a port
+// fits the authority, one without the host at any port.
 func (r *Route) host(q *Request) *VirtualHost {
 	if r == nil {
 		return nil
 	}
-	var buf [256]byte
-	authority := appendLower(buf[:0], q.Head.Authority())
+	var authorities, hosts [256]byte
+	authority := appendLower(authorities[:0], q.Head.Authority())
 	if h := r.exact[string(authority)]; h != nil {
 		return h
 	}
-	host := appendLower(buf[:0], q.Host)
+	host := appendLower(hosts[:0], q.Host)
 	if h := r.exact[string(host)]; h != nil {
 		return h
 	}
 	for _, s := range r.suffixes {
-		if len(host) > len(s.suffix) && bytes.HasSuffix(host, []byte(s.suffix)) {
+		if endsIn(host, s.suffix) || endsIn(authority, s.suffix) {
 			return s.host
 		}
 	}
 	return r.any
+}
+
+// endsIn reports whether a name ends in a suffix and has more than that.
+func endsIn(name []byte, suffix string) bool {
+	return len(name) > len(suffix) && string(name[len(name)-len(suffix):]) == suffix
 }
 
 // RetriesStatus reports whether the retry policy lists a status.
@@ -204,82 +202,18 @@ func (r *Rule) RetriesStatus(code int) bool {
 	return r.Plan.Retry != nil && slices.Contains(r.Plan.Retry.StatusCodes, code)
 }
 
-// Rewrite appends the rewritten path with the query.
-func (r *Rule) Rewrite(dst, path, query []byte) []byte {
-	w := r.Plan.Rewrite
-	switch {
-	case r.rewrite != nil:
-		dst = append(dst, r.rewrite.ReplaceAll(path, r.substitution)...)
-	case w.Prefix != "" && len(path) >= len(w.Prefix):
-		dst = appendJoined(dst, w.Path, path[len(w.Prefix):])
-	case w.Path != "":
-		dst = append(dst, w.Path...)
-	default:
-		dst = append(dst, path...)
-	}
-	if len(query) > 0 {
-		dst = append(append(dst, '?'), query...)
-	}
-	return dst
+// AllowsOrigin reports whether the rule's CORS policy lists an origin.
+func (r *Rule) AllowsOrigin(origin []byte) bool {
+	return slices.ContainsFunc(r.origins, func(m textMatch) bool { return m.matches(origin) })
 }
 
-// appendJoined puts a new prefix before the rest of a path; the result starts with a slash.
-func appendJoined(dst []byte, prefix string, rest []byte) []byte {
-	if !strings.HasPrefix(prefix, "/") && !(prefix == "" && len(rest) > 0 && rest[0] == '/') {
-		dst = append(dst, '/')
-	}
-	return append(append(dst, prefix...), rest...)
-}
-
-// Location appends the target of the rule's redirect.
-func (r *Rule) Location(dst []byte, q *Request) []byte {
-	p := r.Plan.Redirect
-	scheme := p.Scheme
-	if scheme == "" {
-		scheme = "http"
-		if q.TLS {
-			scheme = "https"
-		}
-	}
-	dst = append(append(dst, scheme...), "://"...)
-	switch {
-	case p.Authority != "":
-		dst = append(dst, p.Authority...)
-	case p.Port != 0 || p.PortFromRequest || p.Scheme != "":
-		dst = append(dst, q.Host...)
-	default:
-		dst = append(dst, q.Head.Authority()...)
-	}
-	port := p.Port
-	if p.PortFromRequest {
-		port = q.Port
-	}
-	if port != 0 && !(scheme == "http" && port == 80) && !(scheme == "https" && port == 443) {
-		dst = strconv.AppendUint(append(dst, ':'), uint64(port), 10)
-	}
-	switch {
-	case p.Path != "":
-		dst = append(dst, p.Path...)
-		if strings.Contains(p.Path, "?") {
-			return dst
-		}
-	case p.MatchedPrefix != "" && len(q.Path) >= len(p.MatchedPrefix):
-		dst = appendJoined(dst, p.Prefix, q.Path[len(p.MatchedPrefix):])
-	default:
-		dst = append(dst, q.Path...)
-	}
-	if len(q.Query) > 0 {
-		dst = append(append(dst, '?'), q.Query...)
-	}
-	return dst
-}
-
+// appendLower appends p in lower case (ASCII).
 func appendLower(dst, p []byte) []byte {
-	for _, c := range p {
+	dst = append(dst, p...)
+	for i, c := range dst[len(dst)-len(p):] {
 		if 'A' <= c && c <= 'Z' {
-			c |= 0x20
+			dst[len(dst)-len(p)+i] = c | 0x20
 		}
-		dst = append(dst, c)
 	}
 	return dst
 }
