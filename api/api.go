@@ -84,7 +84,7 @@ func (o *Object) Text() string { return o.text }
 // LineOf is the line of a field, given as keys (string) and positions in lists (int) from the top of the object:
 // o.LineOf("spec", "http", 2). A field that is not written has the line of what would hold it.
 func (o *Object) LineOf(path ...any) int {
-	pl, _ := o.place(join(path))
+	pl := o.place(join(path))
 	return pl.line
 }
 
@@ -97,21 +97,19 @@ func (o *Object) Has(path ...any) bool {
 // Fault says at a place of the object what is wrong with it.
 func (o *Object) Fault(message string, path ...any) Fault {
 	p := join(path)
-	pl, _ := o.place(p)
+	pl := o.place(p)
 	return Fault{File: o.File, Line: pl.line, Column: pl.column, Object: o.Ref.String(), Path: p, Message: message}
 }
 
 // place of a path, or of its nearest ancestor that is written.
-func (o *Object) place(path string) (place, bool) {
-	exact := true
+func (o *Object) place(path string) place {
 	for path != "" {
 		if pl, ok := o.places[path]; ok {
-			return pl, exact
+			return pl
 		}
-		exact = false
 		path = path[:max(0, strings.LastIndexAny(path, ".["))]
 	}
-	return place{o.Line, 1}, false
+	return place{o.Line, 1}
 }
 
 func join(path []any) string {

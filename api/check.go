@@ -17,12 +17,12 @@ type check struct {
 func in(base string, parts ...any) string { return join(append([]any{base}, parts...)) }
 
 func (c *check) fault(path, format string, args ...any) {
-	pl, _ := c.place(path)
+	pl := c.place(path)
 	c.r.fault(pl, path, format, args...)
 }
 
 func (c *check) warn(path, format string, args ...any) {
-	pl, _ := c.place(path)
+	pl := c.place(path)
 	c.r.warn(pl, path, format, args...)
 }
 

@@ -51,7 +51,7 @@ func validateConfig(c *check) {
 // nested reads the YAML text under data.mesh. Unknown fields in it are warnings, as in Istio.
 func (r *reader) nested(c *check, text string, config *meshconfig.MeshConfig) {
 	const path = "data." + configKey
-	outer, _ := c.place(path)
+	outer := c.place(path)
 	var root yaml.Node
 	if err := yaml.Unmarshal([]byte(text), &root); err != nil {
 		c.fault(path, "this is not YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))

@@ -39,7 +39,7 @@ func Encode(o *Object) ([]byte, error) {
 	if o.Created != 0 {
 		e.Metadata.CreationTimestamp = &meta.Time{Time: time.Unix(0, o.Created).UTC()}
 	}
-	var whole any = e
+	var whole any
 	switch spec := o.Spec.(type) {
 	case *meshconfig.MeshConfig:
 		text, err := blockOf(spec)

@@ -20,7 +20,7 @@ func (r *reader) plain(n *yaml.Node, path string, v reflect.Value) {
 		r.plain(n, path, v.Elem())
 		return
 	}
-	if u, ok := v.Addr().Interface().(json.Unmarshaler); ok {
+	if u, ok := reflect.TypeAssert[json.Unmarshaler](v.Addr()); ok {
 		r.own(n, path, u)
 		return
 	}

@@ -23,7 +23,7 @@ func validateAuthn(c *check) {
 func validateAuthz(c *check) {
 	a := c.Spec.(*security.AuthorizationPolicy)
 	c.targets(a.Selector, a.TargetRef, a.TargetRefs)
-	if a.TargetRef != nil || len(a.TargetRefs) > 0 { //nolint:staticcheck // still accepted
+	if a.TargetRef != nil || len(a.TargetRefs) > 0 {
 		c.fault("spec", "targetRefs is not supported yet, and a policy that is not enforced must not look as if it were; use selector")
 	}
 	action := a.Action.String()

@@ -81,7 +81,7 @@ func (c *check) balance(p string, b *networking.LoadBalancerSettings) {
 			c.fault(in(p, "consistentHash", "maglev", "tableSize"), "%d is not a prime number up to %d", size, maxMaglev)
 		}
 		const maxRing = 8 << 20
-		if size := max(h.GetRingHash().GetMinimumRingSize(), h.MinimumRingSize); size > maxRing { //nolint:staticcheck // still accepted
+		if size := max(h.GetRingHash().GetMinimumRingSize(), h.MinimumRingSize); size > maxRing {
 			c.fault(in(p, "consistentHash"), "the ring has %d entries, more than the %d allowed", size, maxRing)
 		}
 	}

@@ -3,6 +3,7 @@ package source
 import (
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"sync"
 )
@@ -71,9 +72,7 @@ func (a *Allocator) Snapshot() map[string]uint16 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	out := make(map[string]uint16, len(a.slots))
-	for k, v := range a.slots {
-		out[k] = v
-	}
+	maps.Copy(out, a.slots)
 	return out
 }
 

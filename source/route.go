@@ -103,7 +103,7 @@ func (s *Set) httpRule(namespace string, h *networking.HTTPRoute) mesh.HTTPRule 
 		out.Mirrors = append(out.Mirrors, mesh.Mirror{Destination: s.destination(namespace, m.Destination), Percent: percentOr(m.Percentage, 100)})
 	}
 	if h.Mirror != nil {
-		percent := percentOr(h.MirrorPercentage, percentOf(h.MirrorPercent)) //nolint:staticcheck // still accepted
+		percent := percentOr(h.MirrorPercentage, percentOf(h.MirrorPercent))
 		out.Mirrors = append(out.Mirrors, mesh.Mirror{Destination: s.destination(namespace, h.Mirror), Percent: percent})
 	}
 	return out
@@ -213,7 +213,7 @@ func fault(f *networking.HTTPFaultInjection) *mesh.Fault {
 	out := &mesh.Fault{}
 	if d := f.Delay; d != nil {
 		out.Delay = d.GetFixedDelay().AsDuration()
-		out.DelayPercent = percentOr(d.Percentage, float64(d.Percent)) //nolint:staticcheck // still accepted
+		out.DelayPercent = percentOr(d.Percentage, float64(d.Percent))
 	}
 	if a := f.Abort; a != nil {
 		out.AbortHTTP, out.AbortGRPC = int(a.GetHttpStatus()), a.GetGrpcStatus()
@@ -234,7 +234,7 @@ func cors(p *networking.CorsPolicy) *mesh.CORS {
 	for _, o := range p.AllowOrigins {
 		out.AllowOrigins = append(out.AllowOrigins, anyOrigin(stringMatch(o)))
 	}
-	for _, o := range p.AllowOrigin { //nolint:staticcheck // still accepted
+	for _, o := range p.AllowOrigin {
 		out.AllowOrigins = append(out.AllowOrigins, anyOrigin(mesh.StringMatch{Kind: mesh.MatchExact, Value: o}))
 	}
 	return out

@@ -57,7 +57,7 @@ func balance(b *networking.LoadBalancerSettings) *mesh.Balance {
 	if b == nil {
 		return nil
 	}
-	out := &mesh.Balance{Warmup: b.WarmupDurationSecs.AsDuration(), Locality: locality(b.LocalityLbSetting)} //nolint:staticcheck // still accepted
+	out := &mesh.Balance{Warmup: b.WarmupDurationSecs.AsDuration(), Locality: locality(b.LocalityLbSetting)}
 	if b.Warmup != nil {
 		out.Warmup = b.Warmup.Duration.AsDuration()
 	}
@@ -67,7 +67,7 @@ func balance(b *networking.LoadBalancerSettings) *mesh.Balance {
 	if h := b.GetConsistentHash(); h != nil {
 		c := &mesh.ConsistentHash{
 			Header: h.GetHttpHeaderName(), Query: h.GetHttpQueryParameterName(), SourceIP: h.GetUseSourceIp(), Maglev: h.GetMaglev() != nil,
-			Size: int(max(h.GetMaglev().GetTableSize(), h.GetRingHash().GetMinimumRingSize(), h.MinimumRingSize)), //nolint:staticcheck // still accepted
+			Size: int(max(h.GetMaglev().GetTableSize(), h.GetRingHash().GetMinimumRingSize(), h.MinimumRingSize)),
 		}
 		if k := h.GetHttpCookie(); k != nil {
 			c.Cookie = &mesh.Cookie{Name: k.Name, Path: k.Path}
@@ -133,7 +133,7 @@ func outlier(o *networking.OutlierDetection) *mesh.Outlier {
 	}
 	if v := o.Consecutive_5XxErrors; v != nil {
 		out.Consecutive5xx = &v.Value
-	} else if n := uint32(max(o.ConsecutiveErrors, 0)); n > 0 { //nolint:staticcheck // still accepted
+	} else if n := uint32(max(o.ConsecutiveErrors, 0)); n > 0 {
 		out.Consecutive5xx = &n
 	}
 	if v := o.ConsecutiveGatewayErrors; v != nil {

@@ -40,7 +40,7 @@ func (s *Set) translate(o *api.Object) []mesh.Object {
 	case *security.AuthorizationPolicy:
 		return []mesh.Object{authz(o, spec)}
 	case *telemetry.Telemetry:
-		if spec.TargetRef != nil || len(spec.TargetRefs) > 0 { //nolint:staticcheck // still accepted
+		if spec.TargetRef != nil || len(spec.TargetRefs) > 0 {
 			return nil
 		}
 		return []mesh.Object{telemetryOf(o, spec)}

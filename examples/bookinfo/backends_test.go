@@ -42,8 +42,10 @@ func TestReviewsWithoutRatings(t *testing.T) {
 		{"silent", silent, []string{down}},
 		{"status", says(http.StatusInternalServerError, "fault filter abort"), []string{down}},
 		{"no JSON", says(http.StatusOK, "nope"), []string{down}},
-		{"one reviewer", says(http.StatusOK, `{"ratings":{"Reviewer2":1}}`),
-			[]string{`"rating":{"error":"Not rated by this reader"}`, `"rating":{"stars":1,"color":"black"}`}},
+		{
+			"one reviewer", says(http.StatusOK, `{"ratings":{"Reviewer2":1}}`),
+			[]string{`"rating":{"error":"Not rated by this reader"}`, `"rating":{"stars":1,"color":"black"}`},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -68,7 +68,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (Config,
 	flags := flag.NewFlagSet("bookinfo", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() {
-		fmt.Fprintln(stderr, usage) //nolint:errcheck // Nobody is left to tell.
+		fmt.Fprintln(stderr, usage)
 		flags.PrintDefaults()
 	}
 	flags.StringVar(&cfg.Version, "version", "v1", "version label; reviews: v1 no stars, v2 black, v3 red")

@@ -36,10 +36,14 @@ func TestDelayFault(t *testing.T) {
 		want    []string
 	}{
 		{"2 s goes unnoticed", "v2", 2 * time.Second, 2 * time.Second, []string{"5 of 5 black stars", "!Error fetching"}},
-		{"7 s costs v2 its reviews", "v2", 7 * time.Second, 6 * time.Second,
-			[]string{"Error fetching product reviews", "did not answer in time", "!Reviewer1", "details-pod"}},
-		{"7 s costs v3 its stars", "v3", 7 * time.Second, 2500 * time.Millisecond,
-			[]string{"Ratings service is currently unavailable", "Reviewer1", "!Error fetching", "timed out"}},
+		{
+			"7 s costs v2 its reviews", "v2", 7 * time.Second, 6 * time.Second,
+			[]string{"Error fetching product reviews", "did not answer in time", "!Reviewer1", "details-pod"},
+		},
+		{
+			"7 s costs v3 its stars", "v3", 7 * time.Second, 2500 * time.Millisecond,
+			[]string{"Ratings service is currently unavailable", "Reviewer1", "!Error fetching", "timed out"},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -62,8 +66,10 @@ func TestPageWithoutBackends(t *testing.T) {
 		step    string
 	}{
 		{"nobody there", nil, "The service could not be reached.", "nobody answered"},
-		{"refused on the way", says(http.StatusServiceUnavailable, "no healthy upstream"),
-			"The answer was 503 Service Unavailable.", "a proxy answered, it seems"},
+		{
+			"refused on the way", says(http.StatusServiceUnavailable, "no healthy upstream"),
+			"The answer was 503 Service Unavailable.", "a proxy answered, it seems",
+		},
 		{"forbidden", says(http.StatusForbidden, "RBAC: access denied"), "The answer was 403 Forbidden.", ">403<"},
 		{"redirect", says(http.StatusFound, ""), "The answer was 302 Found.", ">302<"},
 		{"no JSON", says(http.StatusOK, "<html>"), "something that this page cannot read", "unreadable"},

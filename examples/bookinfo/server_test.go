@@ -95,7 +95,7 @@ func TestDrain(t *testing.T) {
 	go func() { ended <- s.serve(ctx, ln) }()
 	answered := make(chan string, 1)
 	go func() {
-		answered <- fetchBody(t, http.DefaultClient, "http://"+ln.Addr().String()+"/api/v1/products/0/ratings")
+		answered <- fetchBody(t, &http.Client{}, "http://"+ln.Addr().String()+"/api/v1/products/0/ratings")
 	}()
 	<-began
 	stop()
@@ -105,7 +105,7 @@ func TestDrain(t *testing.T) {
 		if err != nil {
 			break
 		}
-		conn.Close() //nolint:errcheck // Only whether it opened matters.
+		conn.Close()
 	}
 	close(release)
 	if got := <-answered; got != "{}\n" {
@@ -123,7 +123,7 @@ func fetchBody(t *testing.T, client *http.Client, url string) string {
 		t.Error(err)
 		return ""
 	}
-	defer resp.Body.Close() //nolint:errcheck // A body that was only read has nothing left to lose.
+	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Error(err)
@@ -136,7 +136,7 @@ func TestPortTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close() //nolint:errcheck // Nothing was written.
+	defer ln.Close()
 	err = run(t.Context(), []string{"details", "--pod", "d", "--listen", ln.Addr().String()}, func(string) string { return "" }, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "choose another with --listen") {
 		t.Errorf("got error %v", err)

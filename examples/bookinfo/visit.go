@@ -81,7 +81,7 @@ func (v *visit) fetch(c *call, url string, timeout time.Duration, value any) err
 		c.Failure = broken(err)
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // A body that was only read has nothing left to lose.
+	defer resp.Body.Close()
 	c.Status = resp.StatusCode
 	c.By = readTrail(resp.Header.Get(trailHeader))
 	body, err := io.ReadAll(io.LimitReader(resp.Body, bodyMaxBytes+1))

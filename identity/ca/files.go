@@ -206,7 +206,7 @@ func readFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // A file that was only read has nothing left to lose.
+	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, fileMaxBytes+1))
 	if err != nil {
 		return nil, err
@@ -236,7 +236,7 @@ func createOnce(path string, contents []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // What is left over disturbs nobody.
+	defer os.Remove(tmp.Name())
 	_, err = tmp.Write(contents)
 	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
 	if err != nil {

@@ -71,6 +71,6 @@ func (c *connections) cut(ctx context.Context) {
 	found := c.open[ends{p.LocalAddr.String(), p.Addr.String()}]
 	c.mu.Unlock()
 	if found != nil {
-		found.Close() //nolint:errcheck // It is closed because it is of no use any more.
+		found.Close()
 	}
 }
