@@ -11,7 +11,7 @@ import (
 const (
 	// mirrorsMax bounds the copies of requests that one worker has under way; beyond it none are made.
 	mirrorsMax = 256
-	// mirrorWait bounds the life of a copy (Envoy: the route's timeout, 15 s by default).
+	// mirrorWait bounds the life of a copy whose rule has no timeout.
 	mirrorWait = 15 * time.Second
 )
 
@@ -75,7 +75,11 @@ func (w *worker) sendCopy(x *exchange, c *table.Choice) {
 	m.req.CopyFrom(&x.req)
 	a := w.takeAttempt()
 	a.copied, a.t = m, t
-	a.perTry.Reset(mirrorWait)
+	wait := x.rule.Plan.Timeout
+	if wait == 0 {
+		wait = mirrorWait
+	}
+	a.perTry.Reset(wait)
 	w.mirrors++
 	w.acquire(t, a)
 }
