@@ -37,9 +37,9 @@ func (a *app) hidden() []*cobra.Command {
 			RunE: func(*cobra.Command, []string) error { return host.Init() },
 		},
 		{
-			Use: "host-exec -- COMMAND", Hidden: true, Short: "Become a workload's command (started by lateen host-init)",
-			Args: checked(cobra.MinimumNArgs(1)),
-			RunE: func(_ *cobra.Command, args []string) error { return host.Exec(args) },
+			Use: "host-exec -- DIRECTORY COMMAND", Hidden: true, Short: "Become a workload's command (started by lateen host-init)",
+			Args: checked(cobra.MinimumNArgs(2)),
+			RunE: func(_ *cobra.Command, args []string) error { return host.Exec(args[0], args[1:]) },
 		},
 	}
 }

@@ -413,8 +413,8 @@ func objectTable(s style, list []object, wide, everywhere bool) string {
 
 // token is `lateen token`.
 func (a *app) token() *cobra.Command {
-	var namespace, account, output string
-	var ttl string
+	var ask host.TokenRequest
+	var output string
 	parent := &cobra.Command{Use: "token", Short: "Make join tokens for workloads"}
 	cmd := &cobra.Command{
 		Use: "create", Short: "Make a token with which one proxy may join, once", Args: checked(cobra.NoArgs),
@@ -422,7 +422,6 @@ func (a *app) token() *cobra.Command {
 			if err := format(output, "text", "json"); err != nil {
 				return err
 			}
-			ask := map[string]string{"namespace": namespace, "serviceAccount": account, "ttl": ttl}
 			if output == "json" {
 				var all json.RawMessage
 				if err := host.Call(cmd.Context(), a.dir.API(), http.MethodPost, "/tokens", ask, &all); err != nil {
@@ -438,9 +437,11 @@ func (a *app) token() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace that it is for")
-	cmd.Flags().StringVar(&account, "service-account", "default", "service account that it is for")
-	cmd.Flags().StringVar(&ttl, "ttl", "10m", "how long it is good for")
+	cmd.Flags().StringVarP(&ask.Namespace, "namespace", "n", "default", "namespace that it is for")
+	cmd.Flags().StringVar(&ask.ServiceAccount, "service-account", "default", "service account that it is for")
+	cmd.Flags().StringVar(&ask.TTL, "ttl", "10m", "how long it is good for")
+	cmd.Flags().StringVar(&ask.Name, "name", "", "the one workload that it is for; empty: any of the service account")
+	cmd.Flags().BoolVar(&ask.Gateway, "gateway", false, "let its owner be a gateway, which gets the namespace's TLS keys")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json, which also has what a proxy must know to join")
 	parent.AddCommand(cmd)
 	return parent

@@ -61,6 +61,7 @@ type Control struct {
 	xds       *server.Server
 	store     *dir.Store
 	registry  *registry
+	grants    *grants
 	source    *planSource
 	started   time.Time
 	addr      string // what proxies connect to
@@ -96,6 +97,9 @@ func New(cfg Config) (*Control, error) {
 	c.xds = server.New(server.Config{
 		Identify: c.identify, Logger: cfg.Logger, Order: slices.Concat(native.TypeURLs(), envoy.TypeURLs()),
 	})
+	if c.grants, err = newGrants(filepath.Join(cfg.State, "grants.json")); err != nil {
+		return nil, err
+	}
 	if c.registry, err = newRegistry(filepath.Join(cfg.State, "workloads.json"), c.change, cfg.Logger); err != nil {
 		return nil, err
 	}

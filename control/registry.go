@@ -20,6 +20,31 @@ import (
 	"github.com/lateen-mesh/lateen/mesh"
 )
 
+// The bounds of what a node may say of itself.
+const (
+	nameMax      = 253
+	addressesMax = 8
+	portsMax     = 64
+)
+
+// nameValid reports whether a text can be the name of a workload (RFC 1123 section 2.1).
+func nameValid(s string) bool {
+	if s == "" || len(s) > nameMax {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || (c == '-' || c == '.') && i > 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// addressValid reports whether a workload can be reached at an address from elsewhere.
+func addressValid(a netip.Addr) bool {
+	return a.IsValid() && a.Zone() == "" && !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast()
+}
+
 // The times of a workload's leaving.
 const (
 	// goneAfter is how long a workload without connection stays in the mesh (Istio's grace for auto-registered entries).
@@ -66,6 +91,9 @@ func newRegistry(path string, apply func([]mesh.Change), log *slog.Logger) (*reg
 	}
 	var changes []mesh.Change
 	for _, w := range list {
+		if w == nil || !nameValid(w.ID) || len(w.Addresses) == 0 {
+			continue
+		}
 		r.members[w.Ref()] = &member{Workload: w, deadline: time.Now().Add(returnWithin)}
 		changes = append(changes, mesh.Change{Ref: w.Ref(), Object: w})
 	}
@@ -73,44 +101,45 @@ func newRegistry(path string, apply func([]mesh.Change), log *slog.Logger) (*reg
 	return r, nil
 }
 
-// join brings a workload into the mesh, or back.
-func (r *registry) join(w *mesh.Workload) {
+// join brings a workload into the mesh, or back. What is known of its health stays.
+func (r *registry) join(w *mesh.Workload) error {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	m := r.members[w.Ref()]
-	if m != nil && reflect.DeepEqual(m.Workload, w) {
-		m.deadline = time.Now().Add(goneAfter) // until the next look at the connections
-		r.mu.Unlock()
-		return
-	}
-	if m == nil && len(r.members) >= workloadsMax {
-		r.mu.Unlock()
-		r.log.Error("workload not registered: there are too many", "workload", w.Ref(), "max", workloadsMax)
-		return
+	switch {
+	case m != nil && m.Workload.ServiceAccount != w.ServiceAccount:
+		return fmt.Errorf("%s is in the mesh already, as service account %s", w.Ref(), m.Workload.ServiceAccount)
+	case m == nil && len(r.members) >= workloadsMax:
+		return fmt.Errorf("the mesh has its limit of %d registered workloads", workloadsMax)
+	case m != nil:
+		w.Health = m.Workload.Health
+		if reflect.DeepEqual(m.Workload, w) {
+			m.deadline = time.Now().Add(goneAfter) // until the next look at the connections
+			return nil
+		}
 	}
 	r.members[w.Ref()] = &member{Workload: w, deadline: time.Now().Add(goneAfter)}
 	r.changed()
-	r.mu.Unlock()
 	r.apply([]mesh.Change{{Ref: w.Ref(), Object: w}})
 	r.log.Info("workload joined", "workload", w.Ref(), "addresses", w.Addresses)
+	return nil
 }
 
 // setHealth notes whether a workload may get traffic; false if it is not known.
 func (r *registry) setHealth(ref mesh.Ref, h mesh.Health) bool {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	m := r.members[ref]
 	if m == nil {
-		r.mu.Unlock()
 		return false
 	}
 	if m.Workload.Health == h {
-		r.mu.Unlock()
 		return true
 	}
 	w := *m.Workload
 	w.Health = h
 	m.Workload = &w
 	r.changed()
-	r.mu.Unlock()
 	r.apply([]mesh.Change{{Ref: ref, Object: &w}})
 	return true
 }
@@ -118,15 +147,21 @@ func (r *registry) setHealth(ref mesh.Ref, h mesh.Health) bool {
 // leave takes a workload out of the mesh.
 func (r *registry) leave(ref mesh.Ref) bool {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	_, known := r.members[ref]
-	delete(r.members, ref)
-	r.mu.Unlock()
 	if known {
-		r.changed()
-		r.apply([]mesh.Change{{Ref: ref}})
-		r.log.Info("workload left", "workload", ref)
+		r.remove(ref)
 	}
 	return known
+}
+
+// remove takes a member out. The caller holds mu, so that changes reach the picture in the order in which they are
+// made here.
+func (r *registry) remove(ref mesh.Ref) {
+	delete(r.members, ref)
+	r.changed()
+	r.apply([]mesh.Change{{Ref: ref}})
+	r.log.Info("workload left", "workload", ref)
 }
 
 // changed has run write the members down at once: whom a control plane that is killed has not written down is missing
@@ -159,9 +194,7 @@ func (r *registry) run(ctx context.Context, connected func() map[mesh.Ref]bool) 
 	for {
 		select {
 		case <-tick.C:
-			for _, ref := range r.gone(connected(), time.Now()) {
-				r.leave(ref)
-			}
+			r.sweep(connected(), time.Now())
 		case <-r.dirty:
 			r.save()
 		case <-ctx.Done():
@@ -171,10 +204,10 @@ func (r *registry) run(ctx context.Context, connected func() map[mesh.Ref]bool) 
 	}
 }
 
-func (r *registry) gone(connected map[mesh.Ref]bool, now time.Time) []mesh.Ref {
+// sweep removes those who have been without a connection for too long.
+func (r *registry) sweep(connected map[mesh.Ref]bool, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var out []mesh.Ref
 	for ref, m := range r.members {
 		switch {
 		case connected[ref]:
@@ -182,10 +215,9 @@ func (r *registry) gone(connected map[mesh.Ref]bool, now time.Time) []mesh.Ref {
 		case m.deadline.IsZero():
 			m.deadline = now.Add(goneAfter)
 		case now.After(m.deadline):
-			out = append(out, ref)
+			r.remove(ref)
 		}
 	}
-	return out
 }
 
 func (r *registry) save() {
@@ -197,6 +229,7 @@ func (r *registry) save() {
 	}
 	if err != nil {
 		r.log.Warn("the known workloads are not written down", "cause", err)
+		r.changed() // again at the next change or tick
 	}
 }
 
@@ -210,17 +243,17 @@ func workloadOf(m map[string]any, n *node, id identity.ID) *mesh.Workload {
 	ips, _ := m["INSTANCE_IPS"].([]any)
 	for _, v := range ips {
 		s, _ := v.(string)
-		if a, err := netip.ParseAddr(s); err == nil {
-			w.Addresses = append(w.Addresses, a)
+		if a, err := netip.ParseAddr(s); err == nil && addressValid(a.Unmap()) && len(w.Addresses) < addressesMax {
+			w.Addresses = append(w.Addresses, a.Unmap())
 		}
 	}
-	if len(w.Addresses) == 0 || n.name == "" {
+	if len(w.Addresses) == 0 {
 		return nil
 	}
 	ports, _ := m["PORTS"].(map[string]any)
 	for name, v := range ports {
 		s, _ := v.(string)
-		if p, err := strconv.ParseUint(s, 10, 16); err == nil && p > 0 {
+		if p, err := strconv.ParseUint(s, 10, 16); err == nil && p > 0 && len(w.Ports) < portsMax {
 			w.Ports[name] = uint16(p)
 		}
 	}

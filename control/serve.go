@@ -304,7 +304,13 @@ func (c *Control) serveTokens(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	var ask struct{ Namespace, ServiceAccount, TTL string }
+	var ask struct {
+		Namespace, ServiceAccount, TTL string
+		// Name binds the token's owner to one workload, and Labels to its labels; Gateway lets it be a gateway.
+		Name    string
+		Labels  map[string]string
+		Gateway bool
+	}
 	if err := json.Unmarshal(p, &ask); err != nil {
 		refuse(w, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
 		return
@@ -317,9 +323,17 @@ func (c *Control) serveTokens(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if ask.Name != "" && !nameValid(ask.Name) {
+		refuse(w, http.StatusBadRequest, fmt.Errorf("name %q is no name of a workload", ask.Name))
+		return
+	}
 	t, err := c.tokens.Issue(ask.Namespace, ask.ServiceAccount, ttl)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err)
+		return
+	}
+	if err := c.grants.allow(ask.Namespace, ask.ServiceAccount, ask.Name, ask.Gateway, ask.Labels); err != nil {
+		refuse(w, http.StatusInternalServerError, err)
 		return
 	}
 	reply(w, http.StatusOK, map[string]any{

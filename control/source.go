@@ -45,8 +45,13 @@ func (s *planSource) Scope(client *server.Client) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := s.c.grants.check(&n, n.id); err != nil {
+		return "", err
+	}
 	if n.asker.Role == compile.Sidecar && n.workload != nil {
-		s.c.registry.join(n.workload)
+		if err := s.c.registry.join(n.workload); err != nil {
+			return "", err
+		}
 	}
 	return s.c.cache.ScopeOf(n.asker), nil
 }
@@ -154,6 +159,7 @@ func (s *planSource) forget(xds *server.Server) {
 
 // node is what a client says of itself.
 type node struct {
+	id       identity.ID // proven
 	asker    compile.Asker
 	name     string
 	workload *mesh.Workload // nil: it has no address of its own
@@ -172,7 +178,10 @@ func readNode(client *server.Client) (node, error) {
 	}
 	m := client.Node.Metadata
 	text := func(key string) string { s, _ := m[key].(string); return s }
-	n := node{name: text("NAME")}
+	n := node{id: id, name: text("NAME")}
+	if !nameValid(n.name) {
+		return n, fmt.Errorf("node name %q: want lower-case letters, digits, - and ., at most %d", n.name, nameMax)
+	}
 	kind, _, _ := strings.Cut(client.Node.ID, "~")
 	switch {
 	case text("GENERATOR") == "grpc":

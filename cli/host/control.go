@@ -36,6 +36,18 @@ type control struct {
 	over    context.CancelFunc
 }
 
+// TokenRequest is what a token is made for (POST /tokens).
+type TokenRequest struct {
+	Namespace      string `json:"namespace"`
+	ServiceAccount string `json:"serviceAccount"`
+	TTL            string `json:"ttl,omitempty"`
+	// Name binds the token's owner to the workload of that name, and Labels to its labels.
+	Name   string            `json:"name,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Gateway lets the owner be a gateway, which gets its namespace's TLS keys.
+	Gateway bool `json:"gateway,omitempty"`
+}
+
 // Token is what lateend gives a workload to join with (POST /tokens).
 type Token struct {
 	Token       string   `json:"token"`
@@ -145,10 +157,10 @@ func (c *control) stop() {
 }
 
 // token asks lateend for a join token, for as long as a restart of it may take.
-func (c *control) token(ctx context.Context, namespace, account string) (*Token, error) {
+func (c *control) token(ctx context.Context, ask TokenRequest) (*Token, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
-	ask := map[string]string{"namespace": namespace, "serviceAccount": account, "ttl": "1m"}
+	ask.TTL = "1m"
 	for {
 		var t Token
 		err := Call(ctx, c.host.cfg.Dir.API(), http.MethodPost, "/tokens", ask, &t)
@@ -156,13 +168,13 @@ func (c *control) token(ctx context.Context, namespace, account string) (*Token,
 			return &t, nil
 		}
 		if _, refused := errors.AsType[*CallError](err); refused {
-			return nil, fmt.Errorf("get a join token for %s/%s: %w", namespace, account, err)
+			return nil, fmt.Errorf("get a join token for %s/%s: %w", ask.Namespace, ask.ServiceAccount, err)
 		}
 		select {
 		case <-time.After(backoffFirst):
 		case <-ctx.Done():
 			return nil, fmt.Errorf("get a join token for %s/%s from the control plane, which does not answer: %w",
-				namespace, account, err)
+				ask.Namespace, ask.ServiceAccount, err)
 		}
 	}
 }

@@ -27,7 +27,7 @@ var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 type Dir string
 
 // DirOf returns the run directory of a mesh: below /run for root, else below XDG_RUNTIME_DIR or the directory for
-// temporary files. It is not made.
+// temporary files. It is not made; if it is there, it is ours alone.
 func DirOf(mesh string) (Dir, error) {
 	if !label.MatchString(mesh) {
 		return "", fmt.Errorf("the mesh name %q is not a label: use lower case letters, digits and '-', at most 63", mesh)
@@ -41,7 +41,31 @@ func DirOf(mesh string) (Dir, error) {
 	default:
 		base = filepath.Join(os.TempDir(), fmt.Sprintf("lateen-%d", uid))
 	}
-	return Dir(filepath.Join(base, mesh)), nil
+	d := Dir(filepath.Join(base, mesh))
+	if !filepath.IsAbs(base) {
+		return "", fmt.Errorf("the run directory %s is not an absolute path: set XDG_RUNTIME_DIR to one", d)
+	}
+	for _, dir := range []string{base, string(d)} {
+		if err := owned(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+	}
+	return d, nil
+}
+
+// owned checks that a directory is ours alone: whoever else could write in it could answer in the host's place, and
+// be given files and secrets.
+func owned(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("look at the run directory: %w", err)
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() || int(stat.Uid) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("the run directory %s must be a directory of yours with mode 0700: remove it, or set "+
+			"XDG_RUNTIME_DIR to a directory of your own", dir)
+	}
+	return nil
 }
 
 // Socket is where the host listens for clients.
@@ -78,14 +102,8 @@ func (d Dir) Make() error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make the run directory: %w", err)
 		}
-		info, err := os.Lstat(dir)
-		if err != nil {
-			return fmt.Errorf("make the run directory: %w", err)
-		}
-		stat, ok := info.Sys().(*syscall.Stat_t)
-		if !ok || !info.IsDir() || int(stat.Uid) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
-			return fmt.Errorf("the run directory %s must be a directory of yours with mode 0700: remove it, or set "+
-				"XDG_RUNTIME_DIR to a directory of your own", dir)
+		if err := owned(dir); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -42,9 +42,11 @@ const (
 type initSpec struct {
 	Workload
 	Self, ProxyPath string
-	Proxy           ProxyConfig
-	Log             string            // Where the proxy's words go.
-	Files           map[string]string // What is mounted over which file.
+	// Hide is the directory that the command must not see into.
+	Hide  string
+	Proxy ProxyConfig
+	Log   string            // Where the proxy's words go.
+	Files map[string]string // What is mounted over which file.
 }
 
 // initProcess is process 1 of a workload.
@@ -207,7 +209,7 @@ func (p *initProcess) proxyDied() error {
 // runCommand runs the command to its end, which comes by itself, by the host, or by the proxy's end.
 func (p *initProcess) runCommand() error {
 	command := p.spec.Command
-	cmd := exec.Command(p.spec.Self, append([]string{"host-exec", "--"}, command...)...)
+	cmd := exec.Command(p.spec.Self, append([]string{"host-exec", "--", p.spec.Hide}, command...)...)
 	cmd.Env = append(slices.Clone(p.spec.Env), "HOSTNAME="+p.spec.Name)
 	cmd.Dir = p.spec.Dir
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdio[0], p.stdio[1], p.stdio[2]

@@ -72,7 +72,7 @@ func lateen(command string, args []string) error {
 	case "host-init":
 		return host.Init()
 	case "host-exec":
-		return host.Exec(args[1:])
+		return host.Exec(args[1], args[2:])
 	case "check":
 		return netns.Check(netns.Isolation{User: os.Geteuid() != 0, PID: true})
 	case "clean":

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -135,7 +136,10 @@ func (h *host) runWorkload(ctx context.Context, conn *net.UnixConn, out *events,
 	defer func() { _ = h.giveBack(addresses) }()
 	defer context.AfterFunc(ctx, w.stop)()
 	h.work.Go(func() { w.watchClient(conn) })
-	token, err := h.control.token(ctx, w.req.Namespace, w.req.ServiceAccount)
+	token, err := h.control.token(ctx, TokenRequest{
+		Namespace: w.req.Namespace, ServiceAccount: w.req.ServiceAccount, Name: w.req.Name, Labels: w.req.Labels,
+		Gateway: w.req.Role == RoleGateway,
+	})
 	if err != nil {
 		return err
 	}
@@ -330,7 +334,7 @@ func (w *workload) begin(c *child, control *net.UnixConn, spec *initSpec) error 
 func (w *workload) spec(t *Token) (*initSpec, error) {
 	dir := w.host.cfg.Dir
 	s := &initSpec{
-		Workload: w.req, Self: w.host.cfg.Self, ProxyPath: w.host.cfg.Proxy, Log: dir.Log(w.logName() + ".proxy"),
+		Workload: w.req, Self: w.host.cfg.Self, ProxyPath: w.host.cfg.Proxy, Hide: filepath.Dir(string(dir)), Log: dir.Log(w.logName() + ".proxy"),
 		Files: map[string]string{},
 	}
 	inherited := map[string]int{}

@@ -145,7 +145,7 @@ func (m *meshRig) gateway(name string) *proxy.Proxy {
 		Token, Roots, TrustDomain, ControlName string
 		Control                                []string
 	}
-	m.call("POST", "/tokens", fmt.Sprintf(`{"namespace":"default","serviceAccount":%q}`, name), &token)
+	m.call("POST", "/tokens", fmt.Sprintf(`{"namespace":"default","serviceAccount":%q,"gateway":true}`, name), &token)
 	p, err := proxy.New(proxy.Config{
 		Role: proxy.RoleGateway, Name: name, Namespace: "default", ServiceAccount: name, Labels: map[string]string{"istio": "ingressgateway"},
 		Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Workload: plan.Workload{Name: name, Namespace: "default"},
