@@ -24,6 +24,7 @@ func (x *exchange) answerWith(why telemetry.Reason, status int, text string, add
 		return
 	}
 	x.dropAttempt(stream.AbortLocal)
+	x.identify()
 	x.responded = true
 	x.rec.fail(why)
 	x.rec.local = true
@@ -67,6 +68,7 @@ func (x *exchange) answerGRPC(why telemetry.Reason, code int, text string) {
 		return
 	}
 	x.dropAttempt(stream.AbortLocal)
+	x.identify()
 	x.responded = true
 	x.rec.fail(why)
 	x.rec.local = true
@@ -118,7 +120,8 @@ func (x *exchange) respond(a *attempt, h *stream.Head, end bool) {
 		x.timeout.Stop()
 	}
 	x.dropped = true
-	x.body = x.w.giveBody(x.body)
+	x.w.giveBody(x.body)
+	x.body = nil
 	x.rec.upstream(x, a, h, end)
 	if !a.t.peer() {
 		h.Del(reasonField) // only a proxy of the mesh may say why

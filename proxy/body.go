@@ -49,7 +49,8 @@ func (x *exchange) trimBody() {
 	if len(x.body) > 0 {
 		x.dropped = true
 	}
-	x.body = x.w.giveBody(x.body)
+	x.w.giveBody(x.body)
+	x.body = nil
 }
 
 // OnData takes body bytes of the request.
@@ -90,7 +91,8 @@ func (x *exchange) keepBody(p []byte) {
 	r := x.retryPolicy()
 	if r == nil || r.Attempts <= x.tries || x.responded || len(x.body)+len(p) > retryBytes {
 		x.dropped = true
-		x.body = x.w.giveBody(x.body)
+		x.w.giveBody(x.body)
+		x.body = nil
 		return
 	}
 	x.body = append(x.w.takeBody(x.body), p...)

@@ -59,6 +59,8 @@ type progress struct {
 	upEnded   bool // the upstream's way of the tunnel has ended
 	over      bool
 
+	identified bool // it is said whence the request came
+
 	holds      bool // a request of the cluster's limit is held
 	holdsRetry bool // ... and a retry
 	tries      int  // attempts beyond the first
@@ -111,7 +113,7 @@ func (x *exchange) release() {
 	if x.holds {
 		x.cluster.ReleaseRequest()
 	}
-	x.body = x.w.giveBody(x.body)
+	x.w.giveBody(x.body)
 	for _, h := range [...]*stream.Head{&x.req, &x.trailers} {
 		if h.Size() > keptHeadBytes {
 			*h = stream.Head{}
@@ -442,26 +444,26 @@ func grpcTimeout(p []byte) (time.Duration, bool) {
 	if len(p) < 2 || len(p) > 9 {
 		return 0, false
 	}
-	var n time.Duration
+	n := 0
 	for _, c := range p[:len(p)-1] {
 		if c < '0' || c > '9' {
 			return 0, false
 		}
-		n = n*10 + time.Duration(c-'0')
+		n = n*10 + int(c-'0')
 	}
 	switch p[len(p)-1] {
 	case 'H':
-		return min(n, 1<<20) * time.Hour, true
+		return time.Duration(min(n, 1<<20)) * time.Hour, true
 	case 'M':
-		return n * time.Minute, true
+		return time.Duration(n) * time.Minute, true
 	case 'S':
-		return n * time.Second, true
+		return time.Duration(n) * time.Second, true
 	case 'm':
-		return n * time.Millisecond, true
+		return time.Duration(n) * time.Millisecond, true
 	case 'u':
-		return n * time.Microsecond, true
+		return time.Duration(n) * time.Microsecond, true
 	case 'n':
-		return n, true
+		return time.Duration(n), true
 	}
 	return 0, false
 }

@@ -80,7 +80,7 @@ func unary(ctx context.Context, c *grpc.ClientConn, in string, opts ...grpc.Call
 
 func grpcRig(t *testing.T, route *plan.Route, addrs ...string) *rig {
 	t.Helper()
-	c := clusterOf("c", speaks(plan.ProtocolGRPC))
+	c := clusterOf(speaks(plan.ProtocolGRPC))
 	for i, a := range addrs {
 		eps := c[1].(*plan.Endpoints)
 		eps.Endpoints = append(eps.Endpoints, endpointAt(a, fmt.Sprintf("c-%d", i)))

@@ -18,8 +18,7 @@ const (
 // prepare makes the request's head what will be sent on, once for all attempts.
 func (x *exchange) prepare() {
 	h, http := &x.req, x.d.http
-	x.forwarded(h, http)
-	x.requestID(h)
+	x.identify()
 	x.clientCert(h, http.ForwardClientCert)
 	x.peerRequest(h, http)
 	x.trace(h)
@@ -43,6 +42,17 @@ func (x *exchange) prepare() {
 			h.SetAuthorityString(rw.Authority)
 		}
 	}
+}
+
+// identify says once where the request came from and what it is called, for whoever sees it next: the upstream, or the
+// log if we answer it ourselves.
+func (x *exchange) identify() {
+	if x.identified {
+		return
+	}
+	x.identified = true
+	x.forwarded(&x.req, x.d.http)
+	x.requestID(&x.req)
 }
 
 // forwarded says where the request came from and how (x-forwarded-for, x-forwarded-proto).

@@ -29,9 +29,9 @@ func h2Backend(t *testing.T, h http.HandlerFunc) *httptest.Server {
 	return s
 }
 
-// clusterOf is cluster with a change.
-func clusterOf(name string, change func(*plan.Cluster), servers ...*httptest.Server) []plan.Resource {
-	out := cluster(name, servers...)
+// clusterOf is the cluster "c" with a change.
+func clusterOf(change func(*plan.Cluster), servers ...*httptest.Server) []plan.Resource {
+	out := cluster("c", servers...)
 	change(out[0].(*plan.Cluster))
 	return out
 }
@@ -57,7 +57,7 @@ func TestVersions(t *testing.T) {
 	for _, up := range []plan.Protocol{plan.ProtocolHTTP, plan.ProtocolHTTP2} {
 		for _, down := range []string{"HTTP/1.1", "HTTP/2.0"} {
 			t.Run(fmt.Sprintf("%s to %s", down, up), func(t *testing.T) {
-				r := newRig(t, to("c"), clusterOf("c", speaks(up), h2Backend(t, h))...)
+				r := newRig(t, to("c"), clusterOf(speaks(up), h2Backend(t, h))...)
 				client := webClient(t)
 				if down == "HTTP/2.0" {
 					client = h2PlainClient(t)
@@ -148,7 +148,7 @@ func TestInterimResponses(t *testing.T) {
 func TestEarlyResponse(t *testing.T) {
 	s := h2Backend(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(413) })
 	for _, p := range []plan.Protocol{plan.ProtocolHTTP, plan.ProtocolHTTP2} {
-		r := newRig(t, to("c", func(p *plan.Rule) { p.Retry = &plan.Retry{Attempts: 1, On: plan.OnConnectFailure} }), clusterOf("c", speaks(p), s)...)
+		r := newRig(t, to("c", func(p *plan.Rule) { p.Retry = &plan.Retry{Attempts: 1, On: plan.OnConnectFailure} }), clusterOf(speaks(p), s)...)
 		for _, client := range []*http.Client{webClient(t), h2PlainClient(t)} {
 			res, _ := fetch(t, client, request(t, "POST", "http://"+r.addr+"/", bytes.NewReader(make([]byte, 300<<10))))
 			if res.StatusCode != 413 {

@@ -100,7 +100,7 @@ func TestRelayInBoundedMemory(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	a, b := <-sums, <-sums
-	if !(a == got && b == sent) && !(b == got && a == sent) {
+	if (a != got || b != sent) && (b != got || a != sent) {
 		t.Error("the bytes are not the same")
 	}
 	if grown := int64(after.HeapSys) - int64(before.HeapSys); grown > 32<<20 {

@@ -54,7 +54,7 @@ func TestLimits(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g := newGate()
-			r := newRig(t, to("c"), clusterOf("c", func(c *plan.Cluster) { c.Limits, c.Protocol = tt.limits, tt.protocol }, h2Backend(t, g.ServeHTTP))...)
+			r := newRig(t, to("c"), clusterOf(func(c *plan.Cluster) { c.Limits, c.Protocol = tt.limits, tt.protocol }, h2Backend(t, g.ServeHTTP))...)
 			type result struct {
 				status  int
 				reason  string
@@ -93,10 +93,8 @@ func TestLimits(t *testing.T) {
 			}
 			r.released("c")
 			for _, s := range r.series(uint64(tt.all)) {
-				if want := (telemetry.Flags(0)); s.Key.Code == 503 {
-					if want = telemetry.FlagUO; s.Key.Flags != want {
-						t.Errorf("flags %s", s.Key.Flags)
-					}
+				if s.Key.Code == 503 && s.Key.Flags != telemetry.FlagUO {
+					t.Errorf("flags %s", s.Key.Flags)
 				}
 			}
 		})
@@ -108,7 +106,7 @@ func TestRequestsPerConnection(t *testing.T) {
 	for _, p := range []plan.Protocol{plan.ProtocolHTTP, plan.ProtocolHTTP2} {
 		s := h2Backend(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.RemoteAddr) })
 		conns := map[string]int{}
-		r := newRig(t, to("c"), clusterOf("c", func(c *plan.Cluster) { c.Protocol, c.Limits.RequestsPerConnection = p, 2 }, s)...)
+		r := newRig(t, to("c"), clusterOf(func(c *plan.Cluster) { c.Protocol, c.Limits.RequestsPerConnection = p, 2 }, s)...)
 		for range 10 {
 			if res, body := r.get("/"); res.StatusCode != 200 {
 				t.Fatalf("%s: %s %q", p, res.Status, body)
@@ -129,7 +127,7 @@ func TestOutlierEjection(t *testing.T) {
 	var bad, good atomic.Int32
 	failing := backend(t, func(w http.ResponseWriter, _ *http.Request) { bad.Add(1); w.WriteHeader(500) })
 	fine := backend(t, func(http.ResponseWriter, *http.Request) { good.Add(1) })
-	r := newRig(t, to("c"), clusterOf("c", func(c *plan.Cluster) {
+	r := newRig(t, to("c"), clusterOf(func(c *plan.Cluster) {
 		c.Balance.Algorithm = plan.RoundRobin
 		c.Outlier = &plan.Outlier{Consecutive5xx: 3, MaxEjectionPercent: 100}
 	}, failing, fine)...)
@@ -147,7 +145,7 @@ func TestOutlierEjection(t *testing.T) {
 // TestOverflowEjectsNobody: a limit of our own says nothing about the endpoint.
 func TestOverflowEjectsNobody(t *testing.T) {
 	g := newGate()
-	r := newRig(t, to("c"), clusterOf("c", func(c *plan.Cluster) {
+	r := newRig(t, to("c"), clusterOf(func(c *plan.Cluster) {
 		c.Limits = plan.Limits{Connections: 1, PendingRequests: 1}
 		c.Outlier = &plan.Outlier{Consecutive5xx: 1, MaxEjectionPercent: 100}
 	}, backend(t, g.ServeHTTP))...)
@@ -174,7 +172,7 @@ func TestConsistentHash(t *testing.T) {
 	}
 	hour := time.Hour
 	rig := func(on plan.HashOn) *rig {
-		return newRig(t, to("c", func(p *plan.Rule) { p.HashOn = []plan.HashOn{on} }), clusterOf("c", func(c *plan.Cluster) { c.Balance.Algorithm = plan.RingHash },
+		return newRig(t, to("c", func(p *plan.Rule) { p.HashOn = []plan.HashOn{on} }), clusterOf(func(c *plan.Cluster) { c.Balance.Algorithm = plan.RingHash },
 			backend(t, name("a")), backend(t, name("b")), backend(t, name("c")), backend(t, name("d")))...)
 	}
 	r := rig(plan.HashOn{Cookie: "lane", CookieTTL: &hour, CookiePath: "/"})
@@ -255,7 +253,7 @@ func TestRetryOfStreamedBody(t *testing.T) {
 	})
 	for _, size := range []int{1, 1000, retryBytes - 1, retryBytes, retryBytes + 1, 100 << 10, 200 << 10, 1 << 20} {
 		r := newRig(t, to("c", func(p *plan.Rule) { p.Retry = &plan.Retry{Attempts: 2, On: plan.On5xx, AvoidPrevious: true} }),
-			clusterOf("c", func(c *plan.Cluster) { c.Balance.Algorithm = plan.RoundRobin }, bad, good)...)
+			clusterOf(func(c *plan.Cluster) { c.Balance.Algorithm = plan.RoundRobin }, bad, good)...)
 		body := make([]byte, size)
 		_, _ = rand.NewChaCha8([32]byte{byte(size)}).Read(body)
 		for range 4 {

@@ -341,3 +341,11 @@ func tcpServer(t *testing.T, f func(c *net.TCPConn)) string {
 func endpointAt(addr, workload string) plan.Endpoint {
 	return plan.Endpoint{Address: netip.MustParseAddrPort(addr), Workload: plan.Workload{Name: workload}}
 }
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}

@@ -59,14 +59,14 @@ func sniff(p []byte) guess {
 }
 
 func sniffLine(p []byte) guess {
-	end := bytes.IndexByte(p, '\n')
-	if end < 0 {
+	line, _, whole := bytes.Cut(p, []byte("\n"))
+	if !whole {
 		if len(p) > sniffBytes {
 			return guessOther
 		}
 		return guessMore
 	}
-	line := bytes.TrimSuffix(p[:end], []byte("\r"))
+	line = bytes.TrimSuffix(line, []byte("\r"))
 	if n := len(line); n > 9 && bytes.HasPrefix(line[n-9:], []byte(" HTTP/1.")) {
 		return guessHTTP1
 	}

@@ -1,6 +1,9 @@
 package proxy
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 func TestSniff(t *testing.T) {
 	tests := []struct {
@@ -47,7 +50,7 @@ func FuzzSniff(f *testing.F) {
 			t.Fatal("waits for ever")
 		}
 		// What was decided stays decided when more bytes arrive.
-		if got != guessMore && sniff(append(p[:len(p):len(p)], "x\r\n"...)) != got {
+		if got != guessMore && sniff(append(slices.Clip(p), "x\r\n"...)) != got {
 			t.Fatalf("changes its mind: %q", p)
 		}
 	})

@@ -136,12 +136,11 @@ func (w *worker) takeBody(have []byte) []byte {
 	return make([]byte, 0, 4<<10)
 }
 
-// giveBody takes the memory back and returns nil.
-func (w *worker) giveBody(b []byte) []byte {
+// giveBody takes the memory back.
+func (w *worker) giveBody(b []byte) {
 	if b != nil && cap(b) <= retryBytes && len(w.bodies) < 64 {
 		w.bodies = append(w.bodies, b)
 	}
-	return nil
 }
 
 // h2Server and h2Client are the settings of HTTP/2 connections.
