@@ -155,7 +155,8 @@ func demoWorkloads(bookinfo string) []host.Workload {
 	}
 	return []host.Workload{
 		{
-			Name: "ingressgateway", Namespace: "default", ServiceAccount: "ingressgateway", Role: host.RoleGateway,
+			// Not in Bookinfo's namespace, whose policies are not for it.
+			Name: "ingressgateway", Namespace: "istio-system", ServiceAccount: "ingressgateway", Role: host.RoleGateway,
 			Labels: map[string]string{"istio": "ingressgateway", "app": "ingressgateway"}, Env: os.Environ(), Dir: "/",
 			Ports: map[string]uint16{"http": gatewayPort}, Grace: demoGrace, Drain: demoDrain,
 		},
