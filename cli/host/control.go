@@ -142,6 +142,9 @@ func (c *control) supervise(ctx context.Context, running *child) {
 
 // stop ends the control plane for good.
 func (c *control) stop() {
+	if c.over == nil {
+		return // it never started
+	}
 	c.over()
 	c.work.Wait()
 	c.mu.Lock()

@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/lateen-mesh/lateen/redirect/netns"
@@ -37,6 +38,10 @@ const (
 	linger = 2 * time.Second
 	// startLimit bounds what happens before the host serves, and what a client waits for that.
 	startLimit = 30 * time.Second
+	// requestLimit bounds the time that a client takes to say what it wants.
+	requestLimit = 5 * time.Second
+	// acceptPause is waited when a client cannot be accepted, for want of descriptors.
+	acceptPause = 50 * time.Millisecond
 )
 
 // bridgeAddresses are the host's own addresses; the first is also where lateend listens.
@@ -87,6 +92,7 @@ func Run(ctx context.Context, stdin io.Reader, started io.WriteCloser, log *slog
 	ctx, h.end = context.WithCancel(ctx)
 	defer h.end()
 	err := h.serve(ctx, in, started)
+	h.end() // also when serve failed: the workloads end, too
 	h.work.Wait()
 	if h.control != nil {
 		h.control.stop()
@@ -125,6 +131,14 @@ func (h *host) serve(ctx context.Context, in *json.Decoder, started io.WriteClos
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
+			}
+			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) {
+				h.log.Warn("a client is not accepted for now", "cause", err)
+				select {
+				case <-time.After(acceptPause):
+				case <-ctx.Done():
+				}
+				continue
 			}
 			return fmt.Errorf("accept a client: %w", err)
 		}
@@ -202,7 +216,11 @@ func (h *host) serveConn(ctx context.Context, conn *net.UnixConn) {
 	h.came()
 	defer h.left()
 	defer func() { _ = conn.Close() }()
+	_ = conn.SetReadDeadline(time.Now().Add(requestLimit))
+	hurry := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
 	req, files, err := readRequest(conn)
+	hurry()
+	_ = conn.SetReadDeadline(time.Time{})
 	if err != nil {
 		h.log.Warn("a client's request is not understood", "cause", err)
 		return

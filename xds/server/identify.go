@@ -12,7 +12,7 @@ import (
 )
 
 // identify reads from the first request and the connection who a client is.
-func (s *Server) identify(ctx context.Context, node *core.Node) (*Client, error) {
+func (s *Server) identify(ctx context.Context, node *core.Node, proven string) (*Client, error) {
 	if node == nil {
 		return nil, status.Error(codes.InvalidArgument, "the first request of a stream has to describe the node")
 	}
@@ -20,7 +20,7 @@ func (s *Server) identify(ctx context.Context, node *core.Node) (*Client, error)
 		return nil, status.Errorf(codes.InvalidArgument,
 			"the description of node %.128q has %d bytes, the limit is %d; shorten its metadata", node.GetId(), size, s.config.NodeMaxBytes)
 	}
-	client := &Client{Node: Node{
+	client := &Client{Identity: proven, Node: Node{
 		ID:       node.GetId(),
 		Cluster:  node.GetCluster(),
 		Agent:    node.GetUserAgentName(),
@@ -34,16 +34,25 @@ func (s *Server) identify(ctx context.Context, node *core.Node) (*Client, error)
 	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
 		client.Peer = p.Addr.String()
 	}
-	var err error
-	client.Identity, err = s.config.Identify(ctx)
-	if err != nil {
-		s.logger.Warn("discovery stream refused", "node", client.Node.ID, "peer", client.Peer, "cause", err)
-		if _, ok := status.FromError(err); !ok {
-			err = status.Error(codes.Unauthenticated, err.Error())
-		}
-		return nil, err
-	}
 	return client, nil
+}
+
+// prove finds out who opened a stream, before the stream costs anything: who brings a wrong proof takes no place
+// from those who bring a right one.
+func (s *Server) prove(ctx context.Context) (string, error) {
+	proven, err := s.config.Identify(ctx)
+	if err == nil {
+		return proven, nil
+	}
+	from := ""
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		from = p.Addr.String()
+	}
+	s.logger.Warn("discovery stream refused", "peer", from, "cause", err)
+	if _, ok := status.FromError(err); !ok {
+		err = status.Error(codes.Unauthenticated, err.Error())
+	}
+	return "", err
 }
 
 // certified returns the URI name of a client certificate that the handshake verified. An X.509-SVID has exactly one

@@ -45,7 +45,7 @@ type Node struct {
 	ID       string
 	Cluster  string
 	Agent    string         // user_agent_name, such as "envoy" or "gRPC Go"
-	Metadata map[string]any // as of google.protobuf.Struct.AsMap; nil in a [ClientStatus] of a past stream
+	Metadata map[string]any // as of google.protobuf.Struct.AsMap; in a [ClientStatus] of a past stream NAME and NAMESPACE only
 	Locality Locality
 }
 

@@ -72,6 +72,20 @@ func (s *Server) join(st *stream) bool {
 	return true
 }
 
+// namesOf keeps of a node's metadata what says who it was.
+func namesOf(metadata map[string]any) map[string]any {
+	var kept map[string]any
+	for _, key := range []string{"NAME", "NAMESPACE"} {
+		if v, ok := metadata[key].(string); ok {
+			if kept == nil {
+				kept = map[string]any{}
+			}
+			kept[key] = v
+		}
+	}
+	return kept
+}
+
 // part takes a stream that ended from the index to the list of the departed.
 func (s *Server) part(st *stream, cause error) {
 	last := st.status()
@@ -84,7 +98,7 @@ func (s *Server) part(st *stream, cause error) {
 	}
 	s.index.part(st)
 	last.Until = time.Now()
-	last.Client.Node.Metadata = nil
+	last.Client.Node.Metadata = namesOf(last.Client.Node.Metadata)
 	if cause != nil {
 		last.Cause = cause.Error()
 	}

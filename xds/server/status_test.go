@@ -125,13 +125,13 @@ func TestIdentify(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			inBubble(t, Config{Identify: test.identify}, newPicture("A a=1"), func(t *testing.T, w *world) {
 				d := w.delta()
-				d.ask("A", "+a")
-				if test.want != codes.OK {
+				if test.want != codes.OK { // refused before it says anything
 					if err := d.ended(); status.Code(err) != test.want {
 						t.Errorf("ended with %v", err)
 					}
 					return
 				}
+				d.ask("A", "+a")
 				d.expect("A a=1")
 				if got := w.Clients()[0].Client.Identity; got != "spiffe://td/ns/a/sa/b" {
 					t.Errorf("identity %q", got)

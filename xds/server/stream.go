@@ -82,6 +82,10 @@ func (st *stream) takeMarks() map[string]*marks {
 
 // serve serves one stream to its end.
 func (s *Server) serve(ctx context.Context, d dialect, sotw bool) error {
+	proven, err := s.prove(ctx)
+	if err != nil {
+		return err
+	}
 	if err := s.enter(); err != nil {
 		return err
 	}
@@ -101,7 +105,7 @@ func (s *Server) serve(ctx context.Context, d dialect, sotw bool) error {
 	case <-s.draining:
 		return nil
 	}
-	client, err := s.identify(ctx, first.node)
+	client, err := s.identify(ctx, first.node, proven)
 	if err != nil {
 		return err
 	}
