@@ -5,14 +5,15 @@
 // In: a plan.Cluster and its endpoints, the outcomes of requests, and the time.
 // Out: an Endpoint for each request, or that there is none. It does no I/O, has
 // no clock and starts nothing. One goroutine configures a Cluster (New,
-// SetEndpoints); any number of event loops pick and report at once, without a
-// lock on the way.
+// SetEndpoints); any number of event loops pick and report at once, without
+// waiting for a lock on the way.
 package balance
 
 import (
+	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/lateen-mesh/lateen/plan"
 )
@@ -30,20 +31,24 @@ type state struct {
 	limits  limits
 	turn    atomic.Uint64 // round robin
 	ejected atomic.Int32
+	returns atomic.Int64 // ns, when the next ejection ends; meaningless while none is in force
 
-	mu   sync.Mutex // SetEndpoints, ejections
+	mu   sync.Mutex // guards list, and changes of ejections
 	list []*Endpoint
 }
 
-// set is one immutable list of endpoints, with what the algorithm precomputes.
-type set struct {
-	all      []*Endpoint // that may be picked: not draining
-	weights  []uint32    // cumulative; nil when all weights are equal
-	schedule []uint16    // round robin by weight; nil when all weights are equal
-	ring     []point     // ring hash, sorted
-	table    []uint16    // Maglev
-	near     []*Endpoint // of the nearest localities; nil: no preference
-	serial   uint64
+// set is one immutable list of endpoints: by locality, the nearest first.
+type set struct{ levels []*level }
+
+// level is endpoints of one priority, with what the algorithm precomputes. Weights and indexes are those of eps.
+type level struct {
+	eps      []*Endpoint  // that may be picked
+	total    int          // with those that are unhealthy
+	out      atomic.Int32 // how many of eps are ejected
+	upTo     []uint32     // cumulative weights; nil when all weights are equal
+	schedule []uint16     // round robin by weight; nil when all weights are equal, or there are too many
+	ring     []point      // ring hash, sorted
+	table    []uint32     // Maglev
 }
 
 // New puts a cluster into operation. prev is the cluster of the same name that it replaces, or nil.
@@ -57,7 +62,7 @@ func New(p *plan.Cluster, prev *Cluster) *Cluster {
 	c.state = prev.state
 	c.state.mu.Lock()
 	defer c.state.mu.Unlock()
-	c.state.set.Store(c.build(c.state.list)) // the algorithm may be another one
+	c.replace(c.state.list) // the algorithm may be another one
 	return c
 }
 
@@ -65,7 +70,7 @@ func New(p *plan.Cluster, prev *Cluster) *Cluster {
 func (c *Cluster) Plan() *plan.Cluster { return c.plan }
 
 // SetEndpoints replaces the endpoints. One that was there before, by address,
-// keeps its counters and its ejection.
+// keeps its counters and its ejection. eps must not change any more.
 func (c *Cluster) SetEndpoints(eps []plan.Endpoint) {
 	c.state.mu.Lock()
 	defer c.state.mu.Unlock()
@@ -87,236 +92,115 @@ func (c *Cluster) SetEndpoints(eps []plan.Endpoint) {
 		}
 		delete(old, k)
 		e.plan.Store(&eps[i])
-		e.cluster.Store(c)
 		list = append(list, e)
 	}
 	for _, gone := range old {
+		gone.cluster.Store(nil)
+		gone.level.Store(nil)
 		if gone.ejectedUntil.Swap(0) != 0 {
 			c.state.ejected.Add(-1)
 		}
 	}
-	c.state.list = list
-	c.state.set.Store(c.build(list))
+	c.replace(list)
 }
 
 // Endpoints lists the endpoints, draining ones included.
 func (c *Cluster) Endpoints() []*Endpoint {
 	c.state.mu.Lock()
 	defer c.state.mu.Unlock()
-	return append([]*Endpoint(nil), c.state.list...)
+	return slices.Clone(c.state.list)
 }
 
-// build precomputes what the cluster's algorithm needs. Unhealthy endpoints are
-// picked from only when there is no healthy one.
-func (c *Cluster) build(list []*Endpoint) *set {
-	s := &set{serial: 1}
-	if old := c.state.set.Load(); old != nil {
-		s.serial = old.serial + 1
-	}
-	for _, health := range []plan.Health{plan.Healthy, plan.Unhealthy} {
-		for _, e := range list {
-			if e.Plan().Health == health {
-				s.all = append(s.all, e)
+// replace brings a list of endpoints into use. The caller holds mu.
+func (c *Cluster) replace(list []*Endpoint) {
+	c.state.list = list
+	s := &set{}
+	var unhealthy []*Endpoint
+	for _, group := range c.priorities(list) {
+		l := &level{total: len(group)}
+		for _, e := range group {
+			if e.Plan().Health == plan.Healthy {
+				l.eps = append(l.eps, e)
+			} else {
+				unhealthy = append(unhealthy, e)
 			}
 		}
-		if len(s.all) > 0 {
-			break
+		if len(l.eps) > 0 {
+			s.levels = append(s.levels, l)
 		}
 	}
-	s.near = c.nearest(s.all)
-	s.all = c.distribute(s.all)
-	weights, equal := weightsOf(s.all)
+	if len(s.levels) == 0 && len(unhealthy) > 0 { // better than nothing
+		s.levels = []*level{{eps: unhealthy, total: len(unhealthy)}}
+	}
+	for _, e := range list {
+		e.cluster.Store(c)
+		e.level.Store(nil)
+	}
+	for _, l := range s.levels {
+		c.prepare(l)
+		for _, e := range l.eps {
+			e.level.Store(l)
+			if e.ejectedUntil.Load() != 0 {
+				l.out.Add(1)
+			}
+		}
+	}
+	c.state.set.Store(s)
+}
+
+// prepare precomputes what the cluster's algorithm needs.
+func (c *Cluster) prepare(l *level) {
+	weights, equal := c.weightsOf(l.eps)
 	switch c.plan.Balance.Algorithm {
 	case plan.RingHash:
-		s.ring = buildRing(s.all, weights, c.plan.Balance.RingSize)
+		l.ring = buildRing(l.eps, weights, c.plan.Balance.RingSize)
 	case plan.Maglev:
-		s.table = buildMaglev(s.all, weights, c.plan.Balance.RingSize)
+		l.table = buildMaglev(l.eps, weights, c.plan.Balance.RingSize)
 	case plan.RoundRobin:
 		if !equal {
-			s.schedule = smooth(weights)
+			l.schedule = smooth(weights)
 		}
+	default: // weights are all that is needed
 	}
 	if !equal {
-		s.weights = make([]uint32, len(weights))
+		l.upTo = make([]uint32, len(weights))
 		var sum uint32
 		for i, w := range weights {
 			sum += w
-			s.weights[i] = sum
+			l.upTo[i] = sum
 		}
 	}
-	return s
 }
 
-// weightsOf lists the weights (0 counts as 1), scaled so that their sum is small enough to be added up.
-func weightsOf(eps []*Endpoint) (weights []uint32, equal bool) {
-	weights, equal = make([]uint32, len(eps)), true
-	var sum uint64
+// weightsOf lists the weights (0 counts as 1; of a locality with a share of its own, the parts of that share),
+// scaled so that they can be added up.
+func (c *Cluster) weightsOf(eps []*Endpoint) (weights []uint32, equal bool) {
+	exact := make([]float64, len(eps))
+	groups := map[string]float64{} // sums of weights, by the pattern of the locality
+	patterns := make([]string, len(eps))
+	distribute := c.plan.Balance.Distribute
 	for i, e := range eps {
-		weights[i] = max(e.Plan().Weight, 1)
-		sum += uint64(weights[i])
+		exact[i] = float64(max(e.Plan().Weight, 1))
+		patterns[i], _ = shareOf(distribute, e.Plan().Locality)
+		groups[patterns[i]] += exact[i]
+	}
+	sum, least := 0.0, math.MaxFloat64
+	for i := range exact {
+		if len(distribute) > 0 {
+			exact[i] *= float64(distribute[patterns[i]]) / groups[patterns[i]]
+		}
+		sum += exact[i]
+		least = min(least, exact[i])
+	}
+	scale := 1.0
+	if len(distribute) > 0 { // fractions
+		scale = 1000 / least
+	}
+	scale = min(scale, (1<<31)/sum)
+	weights, equal = make([]uint32, len(eps)), true
+	for i := range exact {
+		weights[i] = max(uint32(exact[i]*scale+0.5), 1)
 		equal = equal && weights[i] == weights[0]
 	}
-	for sum > 1<<31 {
-		sum = 0
-		for i := range weights {
-			weights[i] = max(weights[i]/2, 1)
-			sum += uint64(weights[i])
-		}
-	}
 	return weights, equal
-}
-
-// Pick is what influences a choice.
-type Pick struct {
-	// Hash chooses for the hash algorithms, if HasHash; without it they choose at random.
-	Hash    uint64
-	HasHash bool
-	// Tried are endpoints to avoid while there are others.
-	Tried []*Endpoint
-	// Rand is a random number.
-	Rand uint32
-	// Now ends ejections whose time is over.
-	Now time.Time
-}
-
-// pickTries is how often a choice is repeated to avoid what was tried (Envoy: host_selection_retry_max_attempts 5).
-const pickTries = 5
-
-// Pick chooses an endpoint; false if there is none that may be used.
-func (c *Cluster) Pick(p Pick) (*Endpoint, bool) {
-	s := c.state.set.Load()
-	if len(s.all) == 0 {
-		return nil, false
-	}
-	now := p.Now.UnixNano()
-	ejected := c.ejecting(s, now)
-	if s.near != nil {
-		if e := c.pickNear(s.near, &p, now); e != nil {
-			return e, true
-		}
-	}
-	rnd := p.Rand
-	var chosen *Endpoint
-	for range pickTries {
-		e := c.choose(s, &p, rnd)
-		rnd = next(rnd)
-		if ejected && e.out(now) {
-			continue
-		}
-		chosen = e
-		if !tried(p.Tried, e) && c.warm(e, p.Now, rnd) {
-			return e, true
-		}
-	}
-	if e := c.scan(s, &p, now, ejected); e != nil {
-		return e, true
-	}
-	return chosen, chosen != nil
-}
-
-// scan looks through all endpoints, from a random one on, for one that is neither ejected nor tried, or at least
-// not ejected.
-func (c *Cluster) scan(s *set, p *Pick, now int64, ejected bool) *Endpoint {
-	var second *Endpoint
-	start := int(p.Rand % uint32(len(s.all)))
-	for i := range s.all {
-		e := s.all[(start+i)%len(s.all)]
-		if ejected && e.out(now) {
-			continue
-		}
-		if !tried(p.Tried, e) {
-			return e
-		}
-		if second == nil {
-			second = e
-		}
-	}
-	return second
-}
-
-// choose applies the algorithm once.
-func (c *Cluster) choose(s *set, p *Pick, rnd uint32) *Endpoint {
-	switch c.plan.Balance.Algorithm {
-	case plan.RoundRobin:
-		n := c.state.turn.Add(1) - 1
-		if s.schedule != nil {
-			return s.all[s.schedule[n%uint64(len(s.schedule))]]
-		}
-		return s.all[n%uint64(len(s.all))]
-	case plan.RingHash:
-		return s.all[lookupRing(s.ring, p.hash(rnd))]
-	case plan.Maglev:
-		return s.all[s.table[p.hash(rnd)%uint64(len(s.table))]]
-	case plan.Random:
-		return s.random(rnd)
-	default:
-		return s.leastRequest(rnd)
-	}
-}
-
-// hash is the request's, on the first try; a random one without, or to get past an endpoint that is out.
-func (p *Pick) hash(rnd uint32) uint64 {
-	if p.HasHash && rnd == p.Rand {
-		return p.Hash
-	}
-	return mix(p.Hash ^ uint64(rnd)<<32 | uint64(rnd))
-}
-
-func (s *set) random(rnd uint32) *Endpoint {
-	if s.weights == nil {
-		return s.all[rnd%uint32(len(s.all))]
-	}
-	x := rnd % s.weights[len(s.weights)-1]
-	lo, hi := 0, len(s.weights)-1
-	for lo < hi {
-		mid := (lo + hi) / 2
-		if s.weights[mid] > x {
-			hi = mid
-		} else {
-			lo = mid + 1
-		}
-	}
-	return s.all[lo]
-}
-
-// leastRequest takes the less busy of two random endpoints.
-func (s *set) leastRequest(rnd uint32) *Endpoint {
-	if len(s.all) == 1 {
-		return s.all[0]
-	}
-	a := s.random(rnd)
-	b := s.random(next(rnd))
-	if b.active.Load() < a.active.Load() {
-		return b
-	}
-	return a
-}
-
-func tried(list []*Endpoint, e *Endpoint) bool {
-	for _, t := range list {
-		if t == e {
-			return true
-		}
-	}
-	return false
-}
-
-// next is the number after rnd in a cheap pseudo-random sequence (xorshift).
-func next(rnd uint32) uint32 {
-	if rnd == 0 {
-		rnd = 0x9e3779b9
-	}
-	rnd ^= rnd << 13
-	rnd ^= rnd >> 17
-	rnd ^= rnd << 5
-	return rnd
-}
-
-// mix spreads the bits of x (the finaliser of splitmix64).
-func mix(x uint64) uint64 {
-	x ^= x >> 30
-	x *= 0xbf58476d1ce4e5b9
-	x ^= x >> 27
-	x *= 0x94d049bb133111eb
-	return x ^ x>>31
 }

@@ -1,26 +1,28 @@
 package balance
 
 import (
+	"cmp"
 	"slices"
 	"sort"
 	"strconv"
 )
 
-// The sizes of the hash algorithms' tables (Istio's defaults).
+// The sizes of the hash algorithms' tables, and their bounds, which keep a proxy small.
 const (
-	ringSizeDefault   = 1024
-	ringSizeMax       = 8 << 20
-	maglevSizeDefault = 65537
+	ringSizeDefault   = 1024 // Istio's minimumRingSize
+	ringSizeMax       = 1 << 20
+	maglevSizeDefault = 65537 // Istio's tableSize
+	maglevSizeMax     = 5000011
 )
 
 // point is a place on the ring.
 type point struct {
 	hash uint64
-	ep   uint16
+	ep   uint32
 }
 
-// fnv1a is the hash of an endpoint's name. It must be the same in every proxy, so that all send one key to one
-// place; maphash is not.
+// fnv1a is the hash of an endpoint's name. It must be the same in every proxy and at every start, so that all send one
+// key to one place; hash/maphash is not. FNV-1a is a few lines, and mix makes up for its weak spread.
 func fnv1a(s string) uint64 {
 	h := uint64(14695981039346656037)
 	for i := range len(s) {
@@ -42,83 +44,86 @@ func buildRing(eps []*Endpoint, weights []uint32, size int) []point {
 	if size <= 0 {
 		size = ringSizeDefault
 	}
-	if len(eps) == 0 || len(eps) > 1<<16 {
-		return nil
-	}
+	size = min(size, ringSizeMax)
 	var sum uint64
 	for _, w := range weights {
 		sum += uint64(w)
 	}
-	size = min(max(size, len(eps)), ringSizeMax)
 	ring := make([]point, 0, size+len(eps))
 	for i, e := range eps {
-		n := max((uint64(size)*uint64(weights[i])+sum-1)/sum, 1)
+		n := (uint64(size)*uint64(weights[i]) + sum - 1) / sum
 		base := fnv1a(e.hashName())
 		for j := range n {
-			ring = append(ring, point{mix(base + j*0x9e3779b97f4a7c15), uint16(i)})
+			ring = append(ring, point{mix(base + j*0x9e3779b97f4a7c15), uint32(i)})
 		}
 	}
 	slices.SortFunc(ring, func(a, b point) int {
-		switch {
-		case a.hash < b.hash:
-			return -1
-		case a.hash > b.hash:
-			return 1
+		if a.hash != b.hash {
+			return cmp.Compare(a.hash, b.hash)
 		}
-		return int(a.ep) - int(b.ep)
+		return cmp.Compare(eps[a.ep].hashName(), eps[b.ep].hashName())
 	})
 	return ring
 }
 
-// lookupRing finds the first point at or after a hash.
-func lookupRing(ring []point, h uint64) int {
+// lookupRing finds the endpoint of the first point at or after a hash, or of the one that is skip points further.
+func lookupRing(ring []point, h uint64, skip int) int {
 	i := sort.Search(len(ring), func(i int) bool { return ring[i].hash >= h })
-	if i == len(ring) {
-		i = 0
-	}
-	return int(ring[i].ep)
+	return int(ring[(i+skip)%len(ring)].ep)
 }
 
 // buildMaglev fills the lookup table of Maglev (Eisenbud et al., NSDI 2016, section 3.4), each endpoint getting
-// turns in proportion to its weight.
-func buildMaglev(eps []*Endpoint, weights []uint32, size int) []uint16 {
+// turns in proportion to its weight. The order of the endpoints does not matter; the size is made prime, without
+// which an endpoint's sequence would not reach every place.
+func buildMaglev(eps []*Endpoint, weights []uint32, size int) []uint32 {
 	if size <= 0 {
 		size = maglevSizeDefault
 	}
-	if len(eps) == 0 || len(eps) > 1<<16 {
-		return nil
+	n := primeFrom(uint64(max(min(size, maglevSizeMax), len(eps), 2)))
+	type turn struct {
+		name                    string
+		ep                      uint32
+		weight, at, skip, turns uint64
 	}
-	type state struct{ offset, skip, next, turns uint64 }
-	var most uint32
-	states := make([]state, len(eps))
+	turns := make([]turn, len(eps))
+	var most uint64
 	for i, e := range eps {
-		h := fnv1a(e.hashName())
-		states[i] = state{offset: mix(h) % uint64(size), skip: mix(h^0xabcdef)%uint64(size-1) + 1}
-		most = max(most, weights[i])
+		name := e.hashName()
+		h := fnv1a(name)
+		turns[i] = turn{name: name, ep: uint32(i), weight: uint64(weights[i]), at: mix(h) % n, skip: mix(h^0xabcdef)%(n-1) + 1}
+		most = max(most, turns[i].weight)
 	}
-	table := make([]uint16, size)
-	taken := make([]bool, size)
-	for filled, round := 0, uint64(1); filled < size; round++ {
-		for i := range states {
-			st := &states[i]
-			if st.turns*uint64(most) > round*uint64(weights[i]) {
+	slices.SortFunc(turns, func(a, b turn) int { return cmp.Compare(a.name, b.name) })
+	table, taken := make([]uint32, n), make([]bool, n)
+	for left, round := n, uint64(1); ; round++ {
+		for i := range turns {
+			t := &turns[i]
+			if t.turns*most >= round*t.weight {
 				continue // has had its share
 			}
-			st.turns++
-			at := st.offset
-			for taken[at] {
-				st.next++
-				at = (st.offset + st.skip*st.next) % uint64(size)
+			t.turns++
+			for taken[t.at] {
+				t.at = (t.at + t.skip) % n
 			}
-			taken[at], table[at] = true, uint16(i)
-			st.next++
-			st.offset, st.next = (st.offset+st.skip*st.next)%uint64(size), 0
-			if filled++; filled == size {
-				break
+			taken[t.at], table[t.at] = true, t.ep
+			if left--; left == 0 {
+				return table
 			}
 		}
 	}
-	return table
+}
+
+// primeFrom is the smallest prime number from n on.
+func primeFrom(n uint64) uint64 {
+	for ; ; n++ {
+		prime := n >= 2
+		for d := uint64(2); prime && d*d <= n; d++ {
+			prime = n%d != 0
+		}
+		if prime {
+			return n
+		}
+	}
 }
 
 // scheduleMax bounds a weighted round robin's schedule.

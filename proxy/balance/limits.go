@@ -10,16 +10,17 @@ type limits struct {
 	connections, pending, requests, retries atomic.Int64
 }
 
+// acquire takes one of what is limited; 0 is no limit.
 func acquire(n *atomic.Int64, limit uint32) bool {
-	if limit == 0 {
-		n.Add(1)
-		return true
+	for {
+		held := n.Load()
+		if limit != 0 && held >= int64(limit) {
+			return false
+		}
+		if n.CompareAndSwap(held, held+1) {
+			return true
+		}
 	}
-	if n.Add(1) > int64(limit) {
-		n.Add(-1)
-		return false
-	}
-	return true
 }
 
 // AcquireConnection takes one of the cluster's connections; false if the limit is reached.

@@ -1,17 +1,19 @@
 package balance
 
 import (
+	"cmp"
+	"math"
 	"slices"
+	"sync/atomic"
 	"time"
-
-	"github.com/lateen-mesh/lateen/plan"
 )
 
 // The defaults of outlier detection (Istio's DestinationRule, Envoy's outlier detection).
 const (
-	baseEjection   = 30 * time.Second
-	maxEjection    = 300 * time.Second
-	maxEjectedPart = 10 // percent
+	intervalDefault = 10 * time.Second
+	baseEjection    = 30 * time.Second
+	maxEjection     = 300 * time.Second
+	maxEjectedPart  = 10 // percent
 )
 
 // Outcome is how a request, or the attempt to connect, ended.
@@ -30,39 +32,32 @@ func (e *Endpoint) Report(now time.Time, o Outcome) bool {
 		return false
 	}
 	p := c.plan.Outlier
-	local, gateway, server := o.LocalFailure, o.Status >= 502 && o.Status <= 504, o.Status >= 500
+	if p.SplitLocal {
+		eject := count(&e.failedLocal, o.LocalFailure, p.ConsecutiveLocal)
+		if o.LocalFailure {
+			return eject && c.eject(e, now) // and says nothing of what the endpoint would have answered
+		}
+	}
+	// Without the split a local failure counts as the 503 that the client is told.
+	server := o.LocalFailure || o.Status >= 500
 	if len(p.StatusCodes) > 0 {
-		server = slices.Contains(p.StatusCodes, o.Status)
+		server = o.LocalFailure || slices.Contains(p.StatusCodes, o.Status)
 	}
-	if local && !p.SplitLocal {
-		gateway, server = true, true // a local failure counts as the 5xx that the client is told
-	}
+	gateway := o.LocalFailure || o.Status >= 502 && o.Status <= 504
 	eject := count(&e.failed5xx, server, p.Consecutive5xx)
 	eject = count(&e.failedGateway, gateway, p.ConsecutiveGateway) || eject
-	if p.SplitLocal {
-		eject = count(&e.failedLocal, local, p.ConsecutiveLocal) || eject
-	}
 	return eject && c.eject(e, now)
 }
 
-type counter interface {
-	Add(uint32) uint32
-	Store(uint32)
-	Load() uint32
-}
-
 // count adds to a row of failures, or ends it, and reports whether it has reached its limit.
-func count(n counter, failed bool, limit uint32) bool {
+func count(n *atomic.Uint32, failed bool, limit uint32) bool {
 	if !failed {
 		if n.Load() != 0 {
 			n.Store(0)
 		}
 		return false
 	}
-	if limit == 0 {
-		return false
-	}
-	if n.Add(1) < limit {
+	if limit == 0 || n.Add(1) < limit {
 		return false
 	}
 	n.Store(0)
@@ -74,53 +69,57 @@ func (c *Cluster) eject(e *Endpoint, now time.Time) bool {
 	c.state.mu.Lock()
 	defer c.state.mu.Unlock()
 	c.sweep(now.UnixNano())
-	if e.ejectedUntil.Load() != 0 {
+	if e.ejectedUntil.Load() != 0 || e.cluster.Load() == nil {
 		return false
 	}
 	p := c.plan.Outlier
-	percent := int(p.MaxEjectionPercent)
-	if percent == 0 {
-		percent = maxEjectedPart
-	}
+	percent := cmp.Or(int(p.MaxEjectionPercent), maxEjectedPart)
 	// At least one may always be out, as in Envoy.
 	if out := int(c.state.ejected.Load()); out > 0 && (out+1)*100 > percent*len(c.state.list) {
 		return false
 	}
-	base := p.BaseEjection
-	if base == 0 {
-		base = baseEjection
+	// An endpoint that has behaved for a while is not held to its past: each interval makes up for one ejection.
+	if good := (now.UnixNano() - e.returned) / int64(cmp.Or(p.Interval, intervalDefault)); good > 0 {
+		e.ejections -= uint32(min(int64(e.ejections), good))
 	}
-	times := e.ejections.Add(1)
-	wait := min(base*time.Duration(times), max(maxEjection, base))
-	e.ejectedUntil.Store(now.Add(wait).UnixNano())
-	c.state.ejected.Add(1)
+	e.ejections++
+	base := cmp.Or(p.BaseEjection, baseEjection)
+	longest := max(maxEjection, base)
+	wait := longest
+	if int64(e.ejections) < int64(longest/base)+1 {
+		wait = base * time.Duration(e.ejections)
+	}
+	until := now.Add(min(wait, longest)).UnixNano()
+	e.returned = until
+	e.ejectedUntil.Store(until)
+	if l := e.level.Load(); l != nil {
+		l.out.Add(1)
+	}
+	if c.state.ejected.Add(1) == 1 || until < c.state.returns.Load() {
+		c.state.returns.Store(until)
+	}
 	return true
 }
 
 // sweep ends the ejections whose time is over. The caller holds mu.
 func (c *Cluster) sweep(now int64) {
+	if c.state.ejected.Load() == 0 || now < c.state.returns.Load() {
+		return
+	}
+	soonest := int64(math.MaxInt64)
 	for _, e := range c.state.list {
-		if until := e.ejectedUntil.Load(); until != 0 && until <= now {
+		until := e.ejectedUntil.Load()
+		switch {
+		case until == 0:
+		case until <= now:
 			e.ejectedUntil.Store(0)
 			c.state.ejected.Add(-1)
-		}
-	}
-}
-
-// ejecting reports whether ejections are to be looked at: some endpoint may be out, and enough are left in.
-func (c *Cluster) ejecting(s *set, now int64) bool {
-	out := c.state.ejected.Load()
-	if out == 0 {
-		return false
-	}
-	if p := c.plan.Outlier; p != nil && p.MinHealthPercent > 0 {
-		healthy := 0
-		for _, e := range s.all {
-			if e.Plan().Health == plan.Healthy && !e.out(now) {
-				healthy++
+			if l := e.level.Load(); l != nil {
+				l.out.Add(-1)
 			}
+		default:
+			soonest = min(soonest, until)
 		}
-		return healthy*100 >= int(p.MinHealthPercent)*len(s.all)
 	}
-	return true
+	c.state.returns.Store(soonest)
 }
