@@ -50,9 +50,6 @@ func (w *worker) serve(s *session, g guess) {
 		s.c.SetHandler(h1Server{d})
 	}
 	s.c.ResumeRead()
-	if w.draining {
-		d.drain()
-	}
 }
 
 // refresh brings the connection up to the plan in force; see session.refresh.
@@ -82,7 +79,8 @@ func (d *downstream) exchangeOver() {
 }
 
 // drain lets the client finish what is open and take its next requests elsewhere. An idle HTTP/1 connection is left
-// to sweep.
+// to sweep, and a new connection is served once: a client that finds it closed, or closing, before its first request
+// takes that for a failure.
 func (d *downstream) drain() {
 	switch {
 	case d.h2 != nil:
@@ -125,6 +123,8 @@ func (d *downstream) sweep(now time.Time) {
 		idle = headWait
 	case d.h1 != nil && d.w.draining:
 		idle = drainQuiet
+	case d.h2 != nil && d.w.draining && now.Sub(d.used) >= drainQuiet:
+		d.h2.Drain()
 	case d.h2 != nil && now.Sub(d.used) >= idle:
 		d.h2.Drain() // a request may be under way
 		idle += lingerWait

@@ -80,8 +80,8 @@ const keptHeadBytes = 8 << 10
 
 // Accept is called by the codec when a request begins.
 func (d *downstream) Accept(s stream.Sender) stream.Receiver {
-	if d.w.draining && d.h1 != nil {
-		d.h1.Drain() // says so with this response
+	if d.w.draining {
+		d.drain() // says so with this response, or before it
 	}
 	x := d.w.takeExchange()
 	x.d, x.down, x.start = d, s, d.w.loop.Now()
