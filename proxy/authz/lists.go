@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/lateen-mesh/lateen/plan"
-	"github.com/lateen-mesh/lateen/proxy/stream"
 )
 
 // texts is an or-ed list of text matches and the list of what must not match.
@@ -27,15 +26,11 @@ func newTexts(yes, no []plan.StringMatch) (texts, error) {
 func (t *texts) none() bool { return t.yes.empty && t.no.empty }
 
 func (t *texts) match(p []byte) bool {
-	return (t.yes.empty || t.yes.match(p)) && (t.no.empty || !t.no.match(p))
+	return (t.yes.empty || matches(&t.yes, p)) && (t.no.empty || !matches(&t.no, p))
 }
 
 func (t *texts) matchString(s string) bool {
-	if t.none() {
-		return true
-	}
-	var buf [256]byte
-	return t.match(append(buf[:0], s...))
+	return (t.yes.empty || matches(&t.yes, s)) && (t.no.empty || !matches(&t.no, s))
 }
 
 // matchPair matches "namespace/name".
@@ -98,7 +93,8 @@ func newMatcher(list []plan.StringMatch) (matcher, error) {
 	return m, nil
 }
 
-func (m *matcher) match(p []byte) bool {
+// matches is for both forms in which texts come, so that neither is copied.
+func matches[T string | []byte](m *matcher, p T) bool {
 	if len(p) == 0 {
 		return false
 	}
@@ -115,19 +111,19 @@ func (m *matcher) match(p []byte) bool {
 		}
 	}
 	for i := range m.affixes {
-		if m.affixes[i].match(p) {
+		if matchesAffix(&m.affixes[i], p) {
 			return true
 		}
 	}
 	for _, t := range m.templates {
-		if t.Match(p) {
+		if t.Match([]byte(p)) {
 			return true
 		}
 	}
 	return false
 }
 
-func (a *affix) match(p []byte) bool {
+func matchesAffix[T string | []byte](a *affix, p T) bool {
 	n := len(a.text)
 	switch {
 	case len(p) < n:
@@ -137,14 +133,21 @@ func (a *affix) match(p []byte) bool {
 	default:
 		p = p[:n]
 	}
-	if a.fold {
-		return stream.EqualFold(p, a.text)
+	for i := range n {
+		c := p[i]
+		if a.fold && 'A' <= c && c <= 'Z' {
+			c |= 0x20
+		}
+		if c != a.text[i] {
+			return false
+		}
 	}
-	return string(p) == a.text
+	return true
 }
 
-func appendLower(dst, p []byte) []byte {
-	for _, c := range p {
+func appendLower[T string | []byte](dst []byte, p T) []byte {
+	for i := range len(p) {
+		c := p[i]
 		if 'A' <= c && c <= 'Z' {
 			c |= 0x20
 		}
