@@ -144,7 +144,7 @@ func TestJoining(t *testing.T) {
 		eventually(t, "the token is refused", func() error {
 			_, err := a.sign(t, newKey(), j, j.Identity)
 			if s := status.Convert(err); s.Code() != codes.Unauthenticated || !strings.Contains(s.Message(), "expired") || !strings.Contains(s.Message(), "lateen token create") {
-				return fmt.Errorf("%v", err)
+				return fmt.Errorf("signed, or refused for another reason: %w", err)
 			}
 			return nil
 		})

@@ -92,7 +92,7 @@ type rig struct {
 // newRig names a mesh; the first workload or demo starts it.
 func newRig(t *testing.T, who account) *rig {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "lt") // t.TempDir is too long for Unix sockets.
+	dir, err := os.MkdirTemp("", "lt") //nolint:usetesting // t.TempDir is too long for Unix sockets
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,16 +80,6 @@ func (m *rig) start(name string, flags ...string) *workload {
 	return w
 }
 
-// startAll starts workloads at once: each a name with its flags.
-func (m *rig) startAll(list ...[]string) []*workload {
-	m.t.Helper()
-	out := make([]*workload, len(list))
-	for i, l := range list {
-		out[i] = m.start(l[0], l[1:]...)
-	}
-	return out
-}
-
 // stop ends the workload as a person would.
 func (w *workload) stop() {
 	_ = w.cmd.Process.Signal(os.Interrupt)
