@@ -3,6 +3,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -86,11 +87,13 @@ func (b *Bridge) validate() error {
 	return errors.Join(faults...)
 }
 
-// create makes the link and gives it its addresses. Multicast snooping is off: without a querier on the bridge it
+// create makes the link and gives it its addresses. The link address is given, too: else the bridge takes the lowest of
+// its ports', which changes as they come, and who knew the old one reaches it no more for some seconds. Multicast snooping is off: without a querier on the bridge it
 // can only lose the neighbour solicitations of IPv6.
 func (b *Bridge) create() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = b.name
+	attrs.HardwareAddr = linkAddress(b.addresses[0].Addr())
 	snooping := false
 	link := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
 	if err := netlink.LinkAdd(link); err != nil {
@@ -104,6 +107,12 @@ func (b *Bridge) create() error {
 		_ = netlink.LinkDel(link)
 	}
 	return err
+}
+
+// linkAddress is a locally administered link address (IEEE 802c) made of the last four bytes of an IP address.
+func linkAddress(a netip.Addr) net.HardwareAddr {
+	bytes := a.AsSlice()
+	return append(net.HardwareAddr{0x02, 0x00}, bytes[len(bytes)-4:]...)
 }
 
 // Close removes the bridge; workloads keep their namespaces but reach each other no more.

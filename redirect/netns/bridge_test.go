@@ -380,3 +380,32 @@ func awaitEnd(t *testing.T, pidfd int) {
 		return
 	}
 }
+
+// TestBridgeKeepsItsLinkAddress: a bridge that is given none takes the lowest of its ports', and neighbours that know
+// another one lose what they send.
+func TestBridgeKeepsItsLinkAddress(t *testing.T) {
+	home := nstest.New(t)
+	bridge := newBridge(t, home, netns.BridgeConfig{Addresses: prefixes("10.8.0.1/16")})
+	address := func() (out string) {
+		t.Helper()
+		if err := netns.Do(home, func() error {
+			link, err := netlink.LinkByName(netns.DefaultBridge)
+			if err == nil {
+				out = link.Attrs().HardwareAddr.String()
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	before := address()
+	for i := range 8 { // Link addresses of ports are random: all would have to be above ours.
+		if err := bridge.Attach(nstest.New(t), netip.AddrFrom4([4]byte{10, 8, 0, byte(2 + i)})); err != nil {
+			t.Fatal(err)
+		}
+		if now := address(); now != before {
+			t.Fatalf("after %d workloads %s, before %s", i+1, now, before)
+		}
+	}
+}
