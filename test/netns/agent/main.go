@@ -32,15 +32,12 @@ type Request struct {
 	Listen []string `json:"listen,omitempty"`
 	// Exec is a program with its arguments; its standard files come along.
 	Exec []string `json:"exec,omitempty"`
-	// PID asks for the agent's number.
-	PID bool `json:"pid,omitempty"`
 }
 
 // Answer says what became of it.
 type Answer struct {
 	Error string `json:"error,omitempty"`
 	Code  int    `json:"code,omitempty"`
-	PID   int    `json:"pid,omitempty"`
 }
 
 func main() {
@@ -105,8 +102,6 @@ func do(ctx context.Context, cancel func(), c *net.UnixConn) (Answer, *os.File, 
 		return Answer{}, nil, err
 	}
 	switch {
-	case r.PID:
-		return Answer{PID: os.Getpid()}, nil, nil
 	case len(r.Dial) == 2:
 		conn, err := (&net.Dialer{}).DialContext(ctx, r.Dial[0], r.Dial[1])
 		if err != nil {
