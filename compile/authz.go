@@ -56,6 +56,10 @@ func (a *asking) authz() *plan.Authz {
 			policy.Action, policy.DryRun = plan.ActionDeny, false
 		}
 		for i := range p.Rules {
+			if !readable(&p.Rules[i]) { // validation refuses such a policy; if it comes all the same, doubt denies
+				policy.Action, policy.DryRun, policy.Rules = plan.ActionDeny, false, []plan.PolicyRule{{}}
+				break
+			}
 			policy.Rules = append(policy.Rules, policyRule(&p.Rules[i]))
 		}
 		out.Policies = append(out.Policies, policy)
@@ -97,6 +101,26 @@ func policyRule(r *mesh.AuthzRule) plan.PolicyRule {
 		out.When = append(out.When, c)
 	}
 	return out
+}
+
+// readable reports whether every address and port of a rule's conditions can be read: one that is left out would widen
+// what the rule allows.
+func readable(r *mesh.AuthzRule) bool {
+	for _, w := range r.When {
+		for _, values := range [][]string{w.Values, w.NotValues} {
+			switch w.Key {
+			case "source.ip", "remote.ip", "destination.ip":
+				if len(prefixes(values)) != len(values) {
+					return false
+				}
+			case "destination.port":
+				if len(ports(values)) != len(values) {
+					return false
+				}
+			}
+		}
+	}
+	return true
 }
 
 // affixes reads the values of a policy: "*" is presence, "x*" a prefix, "*x" a suffix.
