@@ -2,7 +2,7 @@
 SHELL := /bin/bash -o pipefail
 BIN   := lateen lateend lateen-proxy
 TOOL   = go tool -modfile=tools/go.mod
-FUZZTIME ?= 5s
+FUZZTIME ?= 3000x
 
 .PHONY: build demo test quick lint fuzz bench fix setup clean
 
@@ -30,7 +30,7 @@ quick: ## what one runs at every save
 lint:
 	$(TOOL) golangci-lint run ./...
 
-fuzz: ## each fuzz target for a short time
+fuzz: ## each fuzz target for some executions
 	@tools/fuzz $(FUZZTIME)
 
 bench:
