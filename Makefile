@@ -21,7 +21,7 @@ setup: ## what the tests need beyond Go
 	@tools/setup
 
 test: setup lint ## everything
-	go test -race -timeout 20m ./...
+	$(TOOL) gotestsum --format pkgname -- -race -timeout 20m ./...
 	$(MAKE) --no-print-directory fuzz
 
 quick: ## what one runs at every save
