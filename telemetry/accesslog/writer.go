@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -28,7 +29,8 @@ const MetricDropped = "lateen_access_log_dropped_total"
 
 // WriterConfig describes a Writer.
 type WriterConfig struct {
-	// Path is the file to append to, created with mode 0640 if need be; "/dev/stdout" is the usual one.
+	// Path is the file to append to, created with mode 0640 if need be; "/dev/stdout" is the usual one. Run opens it, and
+	// tries again with each batch of lines while it cannot be opened; these lines are dropped and counted.
 	Path string
 	// Output is written to instead, if it is not nil.
 	Output io.Writer
@@ -41,8 +43,9 @@ type WriterConfig struct {
 	Log *slog.Logger
 }
 
-// Writer brings lines to a file or an io.Writer. Its callers never wait: each has
-// a Buffer of its own, which one goroutine, that of Run, empties.
+// Writer brings lines to a file or an io.Writer. Its callers never wait, not even
+// for the file to be opened: each has a Buffer of its own, which one goroutine,
+// that of Run, empties.
 type Writer struct {
 	cfg     WriterConfig
 	failing bool   // belongs to Run
@@ -54,10 +57,10 @@ type Writer struct {
 	// mu guards buffers and, where it is not Run that reads, file.
 	mu      sync.Mutex
 	buffers []*Buffer
-	file    *os.File // nil if Output is given
+	file    *os.File // nil if Output is given, and while the file cannot be opened
 }
 
-// NewWriter opens the file, if one is named.
+// NewWriter prepares a writer. It touches no file, so that an event loop may call it.
 func NewWriter(cfg WriterConfig) (*Writer, error) {
 	if cfg.RingBytes <= 0 {
 		cfg.RingBytes = ringBytesDefault
@@ -76,7 +79,7 @@ func NewWriter(cfg WriterConfig) (*Writer, error) {
 	if cfg.Path == "" {
 		return nil, errors.New("open access log: neither a path nor an output is given")
 	}
-	return w, w.open()
+	return w, nil
 }
 
 // Buffer returns a new Buffer, for one event loop.
@@ -94,9 +97,14 @@ func (w *Writer) Dropped() uint64 { return w.dropped.Load() }
 // Reopen asks for the file to be opened anew, after a log rotation moved it away. It does not wait.
 func (w *Writer) Reopen() { signal(w.reopen) }
 
-// Run writes until ctx ends, then writes what is left and closes the file. Lines
-// that are logged later are lost. It must be called once.
+// Run opens the file and writes until ctx ends, then writes what is left and
+// closes the file. Lines that are logged later are lost. It must be called once.
 func (w *Writer) Run(ctx context.Context) error {
+	if w.cfg.Output == nil {
+		if err := w.open(); err != nil {
+			w.fail(err)
+		}
+	}
 	flush := time.NewTimer(0)
 	flush.Stop()
 	defer flush.Stop()
@@ -171,11 +179,7 @@ func (w *Writer) drain() {
 }
 
 func (w *Writer) write(lines []byte) {
-	out := w.cfg.Output
-	if out == nil {
-		out = w.file
-	}
-	n, err := out.Write(lines)
+	n, err := w.put(lines)
 	if err == nil {
 		if w.failing {
 			w.failing = false
@@ -184,20 +188,46 @@ func (w *Writer) write(lines []byte) {
 		return
 	}
 	w.dropped.Add(uint64(bytes.Count(lines[max(0, min(n, len(lines))):], []byte("\n"))))
+	w.fail(err)
+}
+
+// put writes to the output, and opens the file before if that did not succeed so far.
+func (w *Writer) put(lines []byte) (int, error) {
+	if w.cfg.Output != nil {
+		return w.cfg.Output.Write(lines)
+	}
+	if w.file == nil {
+		if err := w.open(); err != nil {
+			return 0, err
+		}
+	}
+	return w.file.Write(lines)
+}
+
+// fail tells once that lines are being dropped.
+func (w *Writer) fail(err error) {
 	if !w.failing {
 		w.failing = true
-		w.cfg.Log.Error("access log lines are dropped: check the disk's space and the file's permissions", "output", w.name(), "error", err)
+		w.cfg.Log.Error("access log lines are dropped: check the folder, the disk's space and the file's permissions",
+			"output", w.name(), "error", err)
 	}
 }
 
 // replace opens the file anew and keeps the old one if it cannot be opened.
 func (w *Writer) replace() {
-	if w.file == nil {
+	if w.cfg.Output != nil {
 		return
 	}
 	old := w.file
-	if err := w.open(); err != nil {
+	err := w.open()
+	switch {
+	case err != nil && old == nil:
+		w.fail(err)
+		return
+	case err != nil:
 		w.cfg.Log.Error("access log goes on in the old file", "error", err)
+		return
+	case old == nil:
 		return
 	}
 	if err := old.Close(); err != nil {
@@ -206,7 +236,8 @@ func (w *Writer) replace() {
 }
 
 func (w *Writer) open() error {
-	file, err := os.OpenFile(w.cfg.Path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	// Without O_NONBLOCK, opening a named pipe would wait for its reader, maybe for ever (fifo(7)).
+	file, err := os.OpenFile(w.cfg.Path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o640)
 	if err != nil {
 		return fmt.Errorf("open access log: %w", err)
 	}

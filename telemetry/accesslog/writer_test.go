@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -229,9 +230,86 @@ func TestWriterErrors(t *testing.T) {
 	if _, err := NewWriter(WriterConfig{}); err == nil {
 		t.Error("a writer without an output was made")
 	}
-	path := filepath.Join(t.TempDir(), "no", "such", "folder")
-	if _, err := NewWriter(WriterConfig{Path: path}); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("got %v", err)
+}
+
+// TestWriterOpensLater: a file that cannot be opened, or a pipe without a reader, costs lines but neither a wait nor
+// more than one message; it is written as soon as it can be.
+func TestWriterOpensLater(t *testing.T) {
+	tests := []struct {
+		name    string
+		prepare func(t *testing.T, path string)
+		mend    func(t *testing.T, path string) (read func() string)
+	}{
+		{
+			"no folder", func(*testing.T, string) {},
+			func(t *testing.T, path string) func() string {
+				if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				return func() string {
+					text, _ := os.ReadFile(path)
+					return string(text)
+				}
+			},
+		},
+		{
+			"a pipe without a reader",
+			func(t *testing.T, path string) {
+				if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o700), syscall.Mkfifo(path, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			},
+			func(t *testing.T, path string) func() string {
+				f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = f.Close() })
+				return func() string {
+					if err := f.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+						t.Fatal(err)
+					}
+					text := make([]byte, 1)
+					n, _ := f.Read(text)
+					return string(text[:n])
+				}
+			},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "folder", "access.log")
+			tt.prepare(t, path)
+			var log bytes.Buffer
+			w, err := NewWriter(WriterConfig{Path: path, FlushAfter: time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, b := compile(t, Config{Text: "x"}), w.Buffer()
+			stop := sync.OnceFunc(run(t, w))
+			defer stop()
+			tick := time.NewTicker(2 * time.Millisecond)
+			defer tick.Stop()
+			deadline := time.After(10 * time.Second)
+			until := func(what string, cond func() bool) {
+				t.Helper()
+				for !cond() {
+					b.Log(f, numbered(1))
+					select {
+					case <-tick.C:
+					case <-deadline:
+						t.Fatalf("not so after 10 s: %s", what)
+					}
+				}
+			}
+			until("lines are dropped", func() bool { return w.Dropped() >= 3 })
+			read := tt.mend(t, path)
+			until("a line is written", func() bool { return strings.HasPrefix(read(), "x") })
+			stop()
+			if n := strings.Count(log.String(), "level=ERROR"); n != 1 || !strings.Contains(log.String(), path) {
+				t.Errorf("%d errors, want 1 that names the file: %s", n, log.String())
+			}
+		})
 	}
 }
 
