@@ -128,7 +128,7 @@ func listenError(addr netip.AddrPort, err error) error {
 func (w *worker) acceptOutbound(c *loop.Conn) {
 	dst, err := c.OriginalDst()
 	if err != nil || dst == c.LocalAddr() {
-		w.p.cfg.Logger.Info("connection refused", "reason", telemetry.LoopDetected, "from", c.RemoteAddr(),
+		w.p.logs.loops.Info("connection refused", "reason", telemetry.LoopDetected, "from", c.RemoteAddr(),
 			"cause", "it came to the capture port itself and says no other destination")
 		c.Abort()
 		return

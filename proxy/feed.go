@@ -64,7 +64,7 @@ func (f feed) Connected(ok bool) { f.p.connected.Store(ok) }
 
 func (p *Proxy) subscribe(kind plan.Kind, names ...string) {
 	if err := p.xds.Subscribe(native.TypeURL(kind), names...); err != nil {
-		p.cfg.Logger.Warn("a name is not asked for", "kind", kind, "names", names, "cause", err)
+		p.logs.loops.Warn("a name is not asked for", "kind", kind, "names", names, "cause", err)
 	}
 }
 

@@ -83,7 +83,8 @@ func startRig(t *testing.T, change ...func(*Config)) *rig {
 	p.tls.holder = p.holder
 	p.table = table.New(table.Config{Subscribe: func(plan.Kind, ...string) {}, Unsubscribe: func(plan.Kind, ...string) {}, TrustDomain: "cluster.local"})
 	p.self = newSelf(&p.cfg)
-	p.logs.logger, p.spans = cfg.Logger, newSpans(cfg.Logger)
+	p.logs.init(cfg.Logger)
+	p.spans = newSpans(p.logs.loops)
 	p.unknown = p.table.Unknown()
 	p.passthrough = p.unknown.Chains[0].TCP.Choose(0)
 	p.gateways.p = p

@@ -8,9 +8,12 @@ import (
 	"github.com/lateen-mesh/lateen/telemetry/accesslog"
 )
 
-// logFiles are the files that access logs go to, each with its one writer.
+// logFiles are the files that access logs go to, each with its one writer, and the proxy's own log.
 type logFiles struct {
 	logger *slog.Logger
+	// loops is the same log for event loops, and for lines that a peer can cause at will; see ration.
+	loops  *slog.Logger
+	ration *ration
 
 	mu      sync.Mutex
 	ctx     context.Context // the life of writers that are opened while the proxy runs
@@ -18,14 +21,20 @@ type logFiles struct {
 	writers map[string]*accesslog.Writer
 }
 
+func (l *logFiles) init(logger *slog.Logger) {
+	l.logger, l.ration = logger, newRation(logger.Handler())
+	l.loops = slog.New(l.ration)
+}
+
 // start lets writers run until ctx ends.
 func (l *logFiles) start(ctx context.Context, group *sync.WaitGroup) {
+	group.Go(func() { l.ration.run(ctx) })
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ctx, l.group, l.writers = ctx, group, map[string]*accesslog.Writer{}
 }
 
-// open returns the writer of a file, and starts it at the first call.
+// open returns the writer of a file, and starts it at the first call. It touches no file: event loops call it.
 func (l *logFiles) open(path string) (*accesslog.Writer, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -43,6 +52,15 @@ func (l *logFiles) open(path string) (*accesslog.Writer, error) {
 		}
 	})
 	return w, nil
+}
+
+// reopen opens all files anew, after a log rotation has moved them away. It does not wait for that.
+func (l *logFiles) reopen() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range l.writers {
+		w.Reopen()
+	}
 }
 
 // dropped counts the lines that found no room, over all files.

@@ -105,10 +105,9 @@ func TestPlaintextIn(t *testing.T) {
 			t.Errorf("%q: read %d bytes, %v; want a reset", first, n, err)
 		}
 	}
-	r.await("all refused", func(w *worker) bool { return len(w.sessions) == 0 })
-	if !strings.Contains(r.logs.String(), "reason=mtls_required") {
-		t.Errorf("log: %s", r.logs)
-	}
+	r.await("all refused, and that logged", func(w *worker) bool {
+		return len(w.sessions) == 0 && strings.Contains(r.logs.String(), "reason=mtls_required")
+	})
 }
 
 // TestNoOrders: what the workload accepts is not known, so nothing is.

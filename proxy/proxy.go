@@ -165,8 +165,8 @@ func New(cfg Config) (*Proxy, error) {
 	})
 	p.xds = client.New(client.Config{Dialer: dialer{p.channel}, Node: p.node(), Handler: feed{p}, Logger: cfg.Logger})
 	p.self = newSelf(&cfg)
-	p.logs.logger = cfg.Logger
-	p.spans = newSpans(cfg.Logger)
+	p.logs.init(cfg.Logger)
+	p.spans = newSpans(p.logs.loops)
 	p.spans.name = cmp.Or(cfg.Workload.CanonicalName, cfg.Workload.Name, cfg.Name) + "." + cfg.Namespace
 	p.spans.dial = p.dialer().DialContext
 	p.unknown = p.table.Unknown()

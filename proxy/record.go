@@ -241,12 +241,12 @@ func (w *worker) logsOf(l *plan.Listener) []logSink {
 		}
 		f, err := accesslog.Compile(cfg)
 		if err != nil {
-			w.p.cfg.Logger.Error("an access log is not written", "path", a.Path, "cause", err)
+			w.p.logs.loops.Error("an access log is not written", "path", a.Path, "cause", err)
 			continue
 		}
 		writer, err := w.p.logs.open(a.Path)
 		if err != nil {
-			w.p.cfg.Logger.Error("an access log is not written", "path", a.Path, "cause", err)
+			w.p.logs.loops.Error("an access log is not written", "path", a.Path, "cause", err)
 			continue
 		}
 		sinks = append(sinks, logSink{f, w.buffer(writer), a.MinStatus, a.ErrorsOnly})
@@ -348,7 +348,7 @@ func (w *worker) recordRefusal(s *session, why telemetry.Reason, err error) {
 	if s.listener != nil {
 		name = s.listener.Plan.Name
 	}
-	w.p.cfg.Logger.Info("connection refused", "reason", why, "listener", name, "from", s.src, "to", s.dst, "cause", err, "hint", why.Hint())
+	w.p.logs.loops.Info("connection refused", "reason", why, "listener", name, "from", s.src, "to", s.dst, "cause", err, "hint", why.Hint())
 	if s.listener == nil {
 		return
 	}

@@ -58,7 +58,7 @@ type worker struct {
 }
 
 func (p *Proxy) newWorker() (*worker, error) {
-	l, err := loop.New(loop.Config{Logger: p.cfg.Logger})
+	l, err := loop.New(loop.Config{Logger: p.logs.loops})
 	if err != nil {
 		return nil, err
 	}
