@@ -132,10 +132,10 @@ func (x *exchange) release() {
 // OnHead takes the request's head.
 func (x *exchange) OnHead(h *stream.Head, end bool) {
 	allowed := x.d.refresh()
-	x.req.CopyFrom(h)
+	x.req.Swap(h)
 	x.ended = end
 	x.rec.begin(x)
-	ct, _ := h.Get("content-type")
+	ct, _ := x.req.Get("content-type")
 	x.grpc = isGRPC(ct)
 	x.hold()
 	if !allowed {

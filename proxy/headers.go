@@ -160,7 +160,7 @@ func (x *exchange) peerRequest(h *stream.Head, http *plan.HTTP) {
 	h.Del(peerField)
 	h.Del(peerIDField)
 	if http.Peers && !inbound && x.meshBound() {
-		h.Set(peerField, x.w.p.self.metadata)
+		h.AddLine(x.w.p.self.line, len(peerField))
 		h.Set(peerIDField, x.w.p.self.id)
 	}
 }

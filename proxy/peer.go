@@ -20,6 +20,7 @@ type self struct {
 	identity string // SPIFFE ID
 	metadata []byte // value of x-envoy-peer-metadata
 	id       []byte // value of x-envoy-peer-metadata-id
+	line     []byte // x-envoy-peer-metadata as a field line
 }
 
 func newSelf(c *Config) self {
@@ -28,10 +29,12 @@ func newSelf(c *Config) self {
 	if len(c.Addresses) > 0 {
 		addr = c.Addresses[0].String()
 	}
-	return self{
+	s := self{
 		ref: peerOf(c.Workload, id).Ref(), identity: id, metadata: encodePeer(c.Workload),
 		id: []byte("sidecar~" + addr + "~" + c.Name + "." + c.Namespace + "~" + c.Namespace + ".svc.cluster.local"),
 	}
+	s.line = append(append([]byte(peerField+": "), s.metadata...), "\r\n"...)
+	return s
 }
 
 // encodePeer makes the value of x-envoy-peer-metadata: a base64 protobuf Struct with Istio's keys.

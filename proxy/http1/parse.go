@@ -206,15 +206,16 @@ func (k *Codec) fields(p []byte, from int, at *progress, h *stream.Head, m *mess
 		case count == k.cfg.FieldsMax:
 			return 0, FaultFieldsMany
 		}
-		if f = m.field(p[from:end], h); f != faultNone {
+		if f = m.field(p[from:end+2], h); f != faultNone {
 			return 0, f
 		}
 		from = end + 2
 	}
 }
 
-// field takes one field line (RFC 9112 section 5).
-func (m *message) field(p []byte, h *stream.Head) Fault {
+// field takes one field line, its end included (RFC 9112 section 5).
+func (m *message) field(line []byte, h *stream.Head) Fault {
+	p := line[:len(line)-2]
 	i := 0
 	for i < len(p) && classes[p[i]]&tokenByte != 0 {
 		i++
@@ -233,7 +234,11 @@ func (m *message) field(p []byte, h *stream.Head) Fault {
 		return faultNone
 	}
 	own, f := m.special(name, value, h)
-	if !own {
+	switch {
+	case own:
+	case len(value) == len(p)-i-2 && p[i+1] == ' ' && hop(name) == hopNot: // just as we would write it
+		h.AddLine(line, i)
+	default:
 		h.Add(name, value)
 	}
 	return f

@@ -210,7 +210,12 @@ func appendFraming(out []byte, b framing, length int64) []byte {
 // connection, which it writes itself.
 func appendFields(out []byte, h *stream.Head, upgrade, closing, request bool) ([]byte, Fault) {
 	te := false
-	for i := range h.Len() {
+	for i := 0; i < h.Len(); i++ {
+		if lines, n := h.Lines(i); n > 0 {
+			out = append(out, lines...)
+			i += n - 1
+			continue
+		}
 		name, value := h.At(i)
 		switch hop(name) {
 		case hopNever:

@@ -10,7 +10,11 @@ package stream
 // span is a range of Head.buf.
 type span struct{ off, end uint32 }
 
-type field struct{ name, value span }
+// field is one field. line tells that its whole line, "name: value" with its end, stands in the buffer from the name on.
+type field struct {
+	name, value span
+	line        bool
+}
 
 // Head is the head of an HTTP message, or its trailers, whatever the version:
 // pseudo-header values and the other fields in order of arrival. Bytes live in
@@ -32,8 +36,13 @@ type Head struct {
 
 	buf                             []byte
 	fields                          []field
+	names                           uint64 // the bits of the names that may be among the fields
 	method, scheme, authority, path span
 }
+
+// nameBit is the bit that stands for a name, whatever its case: most questions are about fields that are not there,
+// and are answered by it.
+func nameBit(last byte, length int) uint64 { return 1 << ((uint(last|0x20)*3 + uint(length)) & 63) }
 
 // Reset empties the head and keeps its memory, unless it has grown beyond 64 KiB.
 func (h *Head) Reset() {
@@ -45,6 +54,9 @@ func (h *Head) Reset() {
 	}
 	*h = Head{buf: h.buf[:0], fields: h.fields[:0], ContentLength: -1}
 }
+
+// Swap exchanges the contents of h and o, memory included.
+func (h *Head) Swap(o *Head) { *h, *o = *o, *h }
 
 // CopyFrom makes h a copy of o that shares no memory with it.
 func (h *Head) CopyFrom(o *Head) {
@@ -118,50 +130,98 @@ func (h *Head) At(i int) (name, value []byte) {
 // Add appends a field, copying both.
 func (h *Head) Add(name, value []byte) {
 	n := h.put(name)
-	h.fields = append(h.fields, field{n, h.put(value)})
+	h.append(field{name: n, value: h.put(value)})
 }
 
 // AddString appends a field.
 func (h *Head) AddString(name, value string) {
 	n := h.putString(name)
-	h.fields = append(h.fields, field{n, h.putString(value)})
+	h.append(field{name: n, value: h.putString(value)})
+}
+
+// AddLine appends the field of an HTTP/1.1 field line, its end included: a name of that many bytes, ": ", a value and
+// CR LF. The caller answers for it that name and value are valid and that the field does not belong to the connection:
+// Lines gives it back as it is.
+func (h *Head) AddLine(line []byte, name int) {
+	at := h.put(line)
+	h.append(field{span{at.off, at.off + uint32(name)}, span{at.off + uint32(name) + 2, at.end - 2}, true})
+}
+
+func (h *Head) append(f field) {
+	if f.name.end > f.name.off {
+		h.names |= nameBit(h.buf[f.name.end-1], int(f.name.end-f.name.off))
+	}
+	h.fields = append(h.fields, f)
+}
+
+// Lines returns the lines of the fields from i on that AddLine brought, as long as they stand next to one another, and
+// how many fields that is; 0 if field i came otherwise.
+func (h *Head) Lines(i int) (lines []byte, n int) {
+	if !h.fields[i].line {
+		return nil, 0
+	}
+	all := span{h.fields[i].name.off, h.fields[i].value.end + 2}
+	for n = 1; i+n < len(h.fields) && h.fields[i+n].line && h.fields[i+n].name.off == all.end; n++ {
+		all.end = h.fields[i+n].value.end + 2
+	}
+	return h.at(all), n
+}
+
+// mayHave reports that a field of that name, which must be lower case, may be there; false is certain.
+func (h *Head) mayHave(name string) bool {
+	return len(name) > 0 && h.names&nameBit(name[len(name)-1], len(name)) != 0
 }
 
 // Get returns the value of the first field called name. name must be lower case.
 func (h *Head) Get(name string) ([]byte, bool) {
-	for i := range h.fields {
-		if EqualFold(h.at(h.fields[i].name), name) {
-			return h.at(h.fields[i].value), true
-		}
+	if !h.mayHave(name) {
+		return nil, false
+	}
+	if i := h.find(name, 0); i >= 0 {
+		return h.at(h.fields[i].value), true
 	}
 	return nil, false
 }
 
+// find is the index of the first field called name at or after from; -1 if there is none.
+func (h *Head) find(name string, from int) int {
+	for i := from; i < len(h.fields); i++ {
+		if EqualFold(h.at(h.fields[i].name), name) {
+			return i
+		}
+	}
+	return -1
+}
+
 // Set replaces every field called name, which must be lower case, by one, keeping the first one's place.
 func (h *Head) Set(name string, value []byte) {
-	for i := range h.fields {
-		if EqualFold(h.at(h.fields[i].name), name) {
-			h.fields[i].value = h.put(value)
+	if h.mayHave(name) {
+		if i := h.find(name, 0); i >= 0 {
+			h.fields[i].value, h.fields[i].line = h.put(value), false
 			h.del(name, i+1)
 			return
 		}
 	}
-	h.fields = append(h.fields, field{h.putString(name), h.put(value)})
+	n := h.putString(name)
+	h.append(field{name: n, value: h.put(value)})
 }
 
 // Del removes every field called name, which must be lower case, and reports whether there was one.
-func (h *Head) Del(name string) bool { return h.del(name, 0) }
+func (h *Head) Del(name string) bool { return h.mayHave(name) && h.del(name, 0) }
 
 func (h *Head) del(name string, from int) bool {
-	kept := h.fields[:from]
-	for _, f := range h.fields[from:] {
+	first := h.find(name, from)
+	if first < 0 {
+		return false
+	}
+	kept := h.fields[:first]
+	for _, f := range h.fields[first+1:] {
 		if !EqualFold(h.at(f.name), name) {
 			kept = append(kept, f)
 		}
 	}
-	found := len(kept) != len(h.fields)
 	h.fields = kept
-	return found
+	return true
 }
 
 // EqualFold reports whether p equals s without regard to ASCII case. s must be lower case.

@@ -175,14 +175,19 @@ func (r *Route) host(q *Request) *VirtualHost {
 	if r == nil {
 		return nil
 	}
-	var authorities, hosts [256]byte
-	authority := appendLower(authorities[:0], q.Head.Authority())
+	if len(r.exact)+len(r.suffixes) == 0 {
+		return r.any
+	}
+	var lower [256]byte
+	authority := appendLower(lower[:0], q.Head.Authority())
 	if h := r.exact[string(authority)]; h != nil {
 		return h
 	}
-	host := appendLower(hosts[:0], q.Host)
-	if h := r.exact[string(host)]; h != nil {
-		return h
+	host := authority[:min(len(q.Host), len(authority))] // what Host is, but for the port
+	if len(host) < len(authority) {
+		if h := r.exact[string(host)]; h != nil {
+			return h
+		}
 	}
 	for _, s := range r.suffixes {
 		if endsIn(host, s.suffix) || endsIn(authority, s.suffix) {

@@ -44,9 +44,12 @@ func (g *IDs) AppendRequestID(dst []byte) []byte {
 	binary.BigEndian.PutUint64(u[8:], g.source.Uint64())
 	u[6] = u[6]&0x0f | 0x40 // version 4
 	u[8] = u[8]&0x3f | 0x80 // variant
-	dst = append(hex.AppendEncode(dst, u[:4]), '-')
-	dst = append(hex.AppendEncode(dst, u[4:6]), '-')
-	dst = append(hex.AppendEncode(dst, u[6:8]), '-')
-	dst = append(hex.AppendEncode(dst, u[8:10]), '-')
-	return hex.AppendEncode(dst, u[10:])
+	var text [36]byte
+	hex.Encode(text[:8], u[:4])
+	hex.Encode(text[9:13], u[4:6])
+	hex.Encode(text[14:18], u[6:8])
+	hex.Encode(text[19:23], u[8:10])
+	hex.Encode(text[24:], u[10:])
+	text[8], text[13], text[18], text[23] = '-', '-', '-', '-'
+	return append(dst, text[:]...)
 }
