@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -54,6 +55,9 @@ func newMesh(t *testing.T) *meshRig {
 	t.Helper()
 	m := &meshRig{t: t, dir: t.TempDir(), logs: &logBuffer{}}
 	sock := filepath.Join(m.dir, "api.sock")
+	if err := os.Mkdir(filepath.Join(m.dir, "config"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	c, err := control.New(control.Config{
 		Dir: filepath.Join(m.dir, "config"), State: filepath.Join(m.dir, "state"), Listen: "127.0.0.1:0", API: sock,
 		Logger: slog.New(slog.NewTextHandler(m.logs, nil)),
