@@ -3,8 +3,8 @@ package dir
 import (
 	"bytes"
 	"fmt"
+	"io/fs"
 	"maps"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -36,10 +36,12 @@ type Result struct {
 // namespace/kind-name.yaml, or in the place of the document that holds it
 // already. name stands for the documents in messages. All of it is in force
 // when Apply returns without faults; with faults, or dryRun, nothing is
-// written. The findings are those of the whole set as it is, or would be.
+// written. The findings are those about the objects, at their place in docs,
+// and those about others that the change brings, or would bring.
 //
-// Each file is put in place at once; after a crash amid several, some are new
-// and some are old, each of them whole.
+// If a file cannot be written none is. Only after a crash amid several some are
+// new and some are old, each of them whole. A file with a Secret in it is for
+// its owner's eyes only, whoever could read it before.
 func (s *Store) Apply(docs []byte, name string, dryRun bool) ([]Result, []api.Fault, []source.Finding) {
 	wanted := api.Decode(name, docs)
 	if len(wanted.Faults) > 0 {
@@ -60,14 +62,16 @@ func (s *Store) Apply(docs []byte, name string, dryRun bool) ([]Result, []api.Fa
 		}
 		results = append(results, Result{o.Ref, outcome})
 	}
+	before := s.status.Findings
 	faults, findings := e.commit(dryRun)
 	if len(faults) > 0 {
 		return nil, faults, nil
 	}
-	return results, nil, findings
+	return results, nil, telling(findings, before, wanted.Objects)
 }
 
-// Delete removes objects from the folder. Those that are not there are told as NotFound.
+// Delete removes objects from the folder. Those that are not there are told as NotFound. The findings are those that
+// the change brings, or would bring.
 func (s *Store) Delete(refs []api.Ref, dryRun bool) ([]Result, []api.Fault, []source.Finding) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,11 +87,12 @@ func (s *Store) Delete(refs []api.Ref, dryRun bool) ([]Result, []api.Fault, []so
 		}
 		results = append(results, Result{ref, outcome})
 	}
+	before := s.status.Findings
 	faults, findings := e.commit(dryRun)
 	if len(faults) > 0 {
 		return nil, faults, nil
 	}
-	return results, nil, findings
+	return results, nil, telling(findings, before, nil)
 }
 
 // DeleteDocs removes the objects that documents hold.
@@ -148,6 +153,11 @@ func (e *edit) put(o *api.Object, docs []byte) (Outcome, error) {
 	}
 	p, old := e.find(o.Ref)
 	if old == nil {
+		if admit := e.store.config.Admit; admit != nil {
+			if err := admit(o); err != nil {
+				return "", err
+			}
+		}
 		p = home(o.Ref)
 		if f := e.files[p]; f != nil {
 			text = slices.Concat(closed(f.text), []byte("---\n"), text)
@@ -253,28 +263,70 @@ func (e *edit) commit(dryRun bool) ([]api.Fault, []source.Finding) {
 		set.Replace(w.objects)
 		return nil, append(source.Warnings(w.warnings), set.Findings()...)
 	}
-	for _, p := range slices.Sorted(maps.Keys(e.touched)) {
-		name := filepath.Join(s.config.Dir, filepath.FromSlash(p))
-		var err error
-		if f := e.files[p]; f != nil {
-			err = write(name, f.text, modeOf(f))
-		} else {
-			err = remove(name)
-		}
-		if err != nil {
-			s.reload()
-			return []api.Fault{{File: name, Message: fmt.Sprintf("cannot be written: %v; nothing after this file was", err)}}, nil
-		}
+	if fault := e.write(); fault != nil {
+		s.reload()
+		return []api.Fault{*fault}, nil
 	}
-	s.files = e.files
+	s.files, s.folder = e.files, s.seen
 	s.enforce(w)
 	return nil, slices.Clone(s.status.Findings)
 }
 
-// modeOf keeps the keys in a file from others' eyes.
-func modeOf(f *file) os.FileMode {
-	if slices.ContainsFunc(f.result.Objects, func(o *api.Object) bool { return o.Kind == api.KindSecret }) {
-		return 0o600
+// write writes all files that differ, or none.
+func (e *edit) write() *api.Fault {
+	var x exchange
+	defer x.clean()
+	for _, p := range slices.Sorted(maps.Keys(e.touched)) {
+		name := filepath.Join(e.store.config.Dir, filepath.FromSlash(p))
+		var err error
+		if f := e.files[p]; f != nil {
+			err = x.stage(name, f.text, modeOf(f))
+		} else {
+			err = x.stageRemoval(name)
+		}
+		if err != nil {
+			return &api.Fault{File: name, Message: fmt.Sprintf("nothing was changed, because it cannot be written: %v", err)}
+		}
 	}
-	return 0o644
+	if err := x.place(); err != nil {
+		return &api.Fault{File: e.store.config.Dir, Message: fmt.Sprintf("nothing was changed, because not all can be written: %v", err)}
+	}
+	return nil
+}
+
+// modeOf keeps the keys in a file from others' eyes.
+func modeOf(f *file) fs.FileMode {
+	if slices.ContainsFunc(f.result.Objects, func(o *api.Object) bool { return o.Kind == api.KindSecret }) {
+		return modePrivate
+	}
+	return modePublic
+}
+
+// telling picks from findings of the whole set those that whoever changed it should hear of: those about the objects
+// that were applied, at their place in what the user has written, and those that were not there before.
+func telling(found, before []source.Finding, applied []*api.Object) []source.Finding {
+	byName := map[string]*api.Object{}
+	for _, o := range applied {
+		byName[o.Ref.String()] = o
+	}
+	known := map[source.Finding]bool{}
+	for _, f := range before {
+		known[placeless(f)] = true
+	}
+	var out []source.Finding
+	for _, f := range found {
+		if o := byName[f.Object]; o != nil {
+			f.Fault = o.Fault(f.Message, f.Path)
+		} else if known[placeless(f)] {
+			continue
+		}
+		out = append(out, f)
+	}
+	return out
+}
+
+// placeless is a finding without line and column, which move when something else in its file changes.
+func placeless(f source.Finding) source.Finding {
+	f.Line, f.Column = 0, 0
+	return f
 }

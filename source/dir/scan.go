@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/lateen-mesh/lateen/api"
 )
@@ -73,8 +74,33 @@ func counts(name string) bool {
 // scan reads the folder.
 func (s *Store) scan() (map[string]*file, []api.Fault) {
 	t := &tour{store: s, files: map[string]*file{}}
+	s.seen = identify(s.config.Dir)
 	t.folder("", 0)
+	if len(t.files)+len(t.faults) == 0 && s.inForce > 0 && s.seen != s.folder {
+		t.faults = append(t.faults, api.Fault{File: s.config.Dir, Message: "is empty, and is another folder than the one that the last good " +
+			"configuration was read from; if its disk is not mounted, mount it; if the mesh is to be empty, put an empty file none.yaml into it"})
+	}
 	return t.files, t.faults
+}
+
+// identity tells a folder from another one of the same name, such as the empty one below a disk that is not mounted
+// any more.
+type identity struct {
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+}
+
+// identify returns a folder's identity, the zero one if there is no folder.
+func identify(dir string) identity {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return identity{}
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return identity{}
+	}
+	return identity{stat.Dev, stat.Ino}
 }
 
 // tour is one way through the folder.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -19,6 +18,8 @@ type state struct {
 	Allocations map[string]uint16 `json:"allocations"`
 	// Files are the last good copy of the folder.
 	Files []saved `json:"files"`
+	// Folder is the one that they were read from.
+	Folder identity `json:"folder"`
 }
 
 type saved struct {
@@ -45,6 +46,7 @@ func (s *Store) restore() []saved {
 	}
 	s.saved = raw
 	s.addresses.Restore(st.Allocations)
+	s.folder, s.inForce = st.Folder, len(st.Files)
 	return st.Files
 }
 
@@ -53,7 +55,7 @@ func (s *Store) save(files map[string]*file) {
 	if s.config.StateFile == "" {
 		return
 	}
-	st := state{Allocations: s.addresses.Snapshot()}
+	st := state{Allocations: s.addresses.Snapshot(), Folder: s.folder}
 	for _, p := range slices.Sorted(maps.Keys(files)) {
 		st.Files = append(st.Files, saved{p, files[p].text})
 	}
@@ -62,63 +64,13 @@ func (s *Store) save(files map[string]*file) {
 		if bytes.Equal(raw, s.saved) {
 			return
 		}
-		err = write(s.config.StateFile, raw, 0o600) // it may hold keys
+		err = write(s.config.StateFile, raw) // it may hold keys
 	}
 	if err != nil {
 		s.log.Warn("the state cannot be saved; a restart while the folder is refused would start empty", "file", s.config.StateFile, "cause", err)
 		return
 	}
 	s.saved = raw
-}
-
-// temporary begins the names of files being written; as hidden files they do not count.
-const temporary = ".lateen-"
-
-// write puts a file in place as a whole: whoever reads sees the old text or the new one, and so does who comes back
-// after a crash.
-func write(name string, text []byte, mode os.FileMode) error {
-	folder := filepath.Dir(name)
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return fmt.Errorf("make %s: %w", folder, err)
-	}
-	if info, err := os.Stat(name); err == nil {
-		mode = info.Mode().Perm()
-	}
-	if target, err := filepath.EvalSymlinks(name); err == nil {
-		name, folder = target, filepath.Dir(target)
-	}
-	f, err := os.CreateTemp(folder, temporary+"*.tmp")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, errors.Join(err, os.Remove(f.Name())))
-	}
-	return syncFolder(folder)
-}
-
-// remove takes a file away for good.
-func remove(name string) error {
-	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return syncFolder(filepath.Dir(name))
-}
-
-func syncFolder(folder string) error {
-	d, err := os.Open(folder)
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", folder, err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync %s: %w", folder, err)
-	}
-	return nil
 }
 
 // sweep removes what a crash between writing and renaming has left.

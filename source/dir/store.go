@@ -34,7 +34,7 @@ const (
 
 // Config is what a Store needs. Dir is required.
 type Config struct {
-	// Dir is the folder; it is made if it does not exist. Files ending in .yaml, .yml and .json count, in sub-folders
+	// Dir is the folder, which must be there: see Open. Files ending in .yaml, .yml and .json count, in sub-folders
 	// too; names beginning with a dot do not.
 	Dir string
 	// StateFile keeps the last good copy of the folder and the allocated addresses; empty keeps nothing.
@@ -47,6 +47,9 @@ type Config struct {
 	// Report receives the faults for which the folder is refused, and an empty list when it is good again. It must not
 	// call the Store.
 	Report func(faults []api.Fault)
+	// Admit says why an object that is not in the folder yet may not be applied; nil admits all. It must not call the
+	// Store.
+	Admit func(*api.Object) error
 	// Logger is told what an operator should know; nil discards it.
 	Logger *slog.Logger
 	// Clock tells the time of Status.Since; nil is time.Now.
@@ -80,13 +83,18 @@ type Store struct {
 	mu      sync.Mutex
 	set     *source.Set
 	files   map[string]*file // as last read, by path in the folder with slashes
+	seen    identity         // of the folder as last read
+	folder  identity         // of the folder that the set in force, or the last good copy, was read from
+	inForce int              // the files of that
 	status  Status
 	applied bool
 	saved   []byte // what StateFile holds
 }
 
 // Open reads the folder for the first time and calls Apply. If the folder is
-// refused it reports that and takes the last good copy from StateFile.
+// refused, or is not there, it reports that and takes the last good copy from
+// StateFile. A folder that is not there and of which there is no copy is an
+// error: it is mistyped or not mounted, rather than meant to be empty.
 func Open(c Config) (*Store, error) {
 	c.Quiet, c.Rescan = cmp.Or(c.Quiet, DefaultQuiet), cmp.Or(c.Rescan, DefaultRescan)
 	if c.Clock == nil {
@@ -94,9 +102,6 @@ func Open(c Config) (*Store, error) {
 	}
 	if c.Dir == "" {
 		return nil, errors.New("open a folder of configuration: no folder is named")
-	}
-	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the folder of configuration: %w", err)
 	}
 	s := &Store{config: c, log: c.Logger, addresses: source.NewAllocator(), files: map[string]*file{}}
 	if s.log == nil {
@@ -106,6 +111,9 @@ func Open(c Config) (*Store, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.restore()
+	if _, err := os.ReadDir(c.Dir); err != nil && len(old) == 0 {
+		return nil, fmt.Errorf("open the folder of configuration: %w; make it or name another, and if it is on a disk of its own, mount that first", err)
+	}
 	s.sweep()
 	s.reload()
 	if len(s.status.Faults) > 0 && old != nil {
@@ -164,6 +172,7 @@ func (s *Store) reload() {
 	w.faults = append(faults, w.faults...)
 	s.files = files
 	if len(w.faults) == 0 {
+		s.folder = s.seen
 		s.enforce(w)
 		return
 	}
@@ -195,6 +204,7 @@ func (s *Store) enforce(w whole) {
 		s.status.Since = s.config.Clock()
 	}
 	s.status.Faults, s.status.Findings, s.status.Objects, s.status.Restored = nil, findings, len(w.objects), false
+	s.inForce = len(w.files)
 	s.save(w.files)
 	if differs && s.config.Apply != nil {
 		s.config.Apply(changes, slices.Clone(findings))

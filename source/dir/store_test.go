@@ -113,7 +113,7 @@ func put(t *testing.T, text string, path ...string) {
 
 func TestOpenTellsTheFirstSet(t *testing.T) {
 	dir := t.TempDir()
-	if got := open(t, filepath.Join(dir, "new"), "").next(t); got != "" {
+	if got := open(t, t.TempDir(), "").next(t); got != "" {
 		t.Errorf("an empty folder changes %q", got)
 	}
 	put(t, service("a"), dir, "a.yaml")
@@ -238,16 +238,53 @@ func TestUnreadableState(t *testing.T) {
 	}
 }
 
-// TestFolderGone takes the folder away: what was in force stays.
+// TestFolderGone takes the folder away, and then puts another, empty one there, as is below a disk that is not mounted
+// any more: what was in force stays, also across a restart, until there is a file.
 func TestFolderGone(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "conf")
+	base := t.TempDir()
+	dir, state := filepath.Join(base, "conf"), filepath.Join(base, "state.json")
 	put(t, service("a"), dir, "a.yaml")
-	b := open(t, dir, "")
-	if err := os.RemoveAll(dir); err != nil {
+	b := open(t, dir, state)
+	check := func(what string, restored bool, message string) {
+		t.Helper()
+		s := b.Status()
+		if len(s.Faults) != 1 || !strings.Contains(s.Faults[0].Message, message) || s.Objects != 1 || s.Restored != restored {
+			t.Errorf("%s: status %+v", what, s)
+		}
+	}
+	if err := os.Rename(dir, filepath.Join(base, "away")); err != nil {
 		t.Fatal(err)
 	}
 	b.Reload()
-	if s := b.Status(); len(s.Faults) != 1 || s.Objects != 1 {
+	check("gone", false, "no such file")
+	b = open(t, dir, state)
+	check("gone at the start", true, "no such file")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b.Reload()
+	check("empty", true, "if its disk is not mounted, mount it")
+	b = open(t, dir, state)
+	check("empty at the start", true, "if its disk is not mounted, mount it")
+	if _, faults, _ := b.Apply([]byte(service("b")), "stdin", false); len(faults) != 1 {
+		t.Errorf("applied to a folder that is refused: %v", faults)
+	}
+	put(t, "", dir, "none.yaml")
+	b.Reload()
+	if s := b.Status(); len(s.Faults) > 0 || s.Objects != 0 {
+		t.Errorf("meant to be empty: status %+v", s)
+	}
+}
+
+// TestFolderEmptied removes all files of a folder, which stays the same: that is meant.
+func TestFolderEmptied(t *testing.T) {
+	dir, state := t.TempDir(), filepath.Join(t.TempDir(), "state.json")
+	put(t, service("a"), dir, "a.yaml")
+	open(t, dir, state)
+	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if s := open(t, dir, state).Status(); len(s.Faults) > 0 || s.Objects != 0 {
 		t.Errorf("status %+v", s)
 	}
 }
@@ -365,13 +402,21 @@ func TestInPlace(t *testing.T) {
 	check(strings.TrimPrefix(tail, "---\n"))
 }
 
+// TestSecretsAreKeptFromOthers puts a Secret into a new file and into one that others may read.
 func TestSecretsAreKeptFromOthers(t *testing.T) {
 	dir := t.TempDir()
+	secret := func(name string) string {
+		return "apiVersion: v1\nkind: Secret\nmetadata: {name: " + name + "}\nstringData: {other: x}\n"
+	}
+	put(t, service("a"), dir, "default", "secret-old.yaml")
+	put(t, service("b"), dir, "b.yaml")
 	b := open(t, dir, "")
-	b.apply(t, "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {other: x}\n", false)
-	info, err := os.Stat(filepath.Join(dir, "default", "secret-s.yaml"))
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("%v %v", info, err)
+	b.apply(t, secret("new")+"---\n"+secret("old")+"---\n"+strings.Replace(service("b"), "80", "81", 1), false)
+	for name, want := range map[string]os.FileMode{"default/secret-new.yaml": 0o600, "default/secret-old.yaml": 0o600, "b.yaml": 0o644} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v %v, want %v", name, info, err, want)
+		}
 	}
 }
 
@@ -401,5 +446,12 @@ func TestConcurrentApply(t *testing.T) {
 func TestNoFolder(t *testing.T) {
 	if _, err := Open(Config{}); err == nil {
 		t.Error("a store without a folder opens")
+	}
+	missing := filepath.Join(t.TempDir(), "conf")
+	if _, err := Open(Config{Dir: missing}); err == nil || !strings.Contains(err.Error(), "make it or name another") {
+		t.Errorf("a store whose folder is not there opens: %v", err)
+	}
+	if _, err := os.Stat(missing); !os.IsNotExist(err) {
+		t.Errorf("the folder was made: %v", err)
 	}
 }
