@@ -55,6 +55,7 @@ type Config struct {
 type Control struct {
 	cfg       Config
 	log       *slog.Logger
+	locks     locks
 	authority *ca.Authority
 	tokens    *ca.Tokens
 	cache     *compile.Cache
@@ -66,12 +67,15 @@ type Control struct {
 	started   time.Time
 	addr      string // what proxies connect to
 
-	mu       sync.Mutex // the picture: one change at a time
-	builder  *mesh.Builder
-	findings []source.Finding
+	mu         sync.Mutex // the picture: one change at a time
+	builder    *mesh.Builder
+	written    map[mesh.Ref]struct{}    // workloads of the configuration
+	registered map[mesh.Ref]mesh.Object // workloads that registered themselves
+	told       []source.Finding         // in the log
 }
 
-// New reads the configuration and prepares everything; nothing is served yet.
+// New reads the configuration and prepares everything; nothing is served yet. The state folder and the socket are
+// locked from here until Run returns, or the process ends.
 func New(cfg Config) (*Control, error) {
 	if cfg.Dir == "" || cfg.State == "" || cfg.Listen == "" || cfg.API == "" {
 		return nil, errors.New("configure control plane: the folders of configuration and state, the address to listen on and the API socket must be named")
@@ -85,37 +89,51 @@ func New(cfg Config) (*Control, error) {
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state folder: %w", err)
 	}
-	authority, err := ca.New(ca.Config{TrustDomain: cfg.TrustDomain, Dir: filepath.Join(cfg.State, "ca")})
+	held, err := takeLocks(&cfg)
 	if err != nil {
-		return nil, fmt.Errorf("start the certificate authority: %w", err)
+		return nil, fmt.Errorf("start the control plane: %w", err)
 	}
 	c := &Control{
-		cfg: cfg, log: cfg.Logger, authority: authority, tokens: ca.NewTokens(authority), cache: compile.NewCache(),
-		builder: mesh.NewBuilder(), started: time.Now(),
+		cfg: cfg, log: cfg.Logger, locks: held, cache: compile.NewCache(), builder: mesh.NewBuilder(), started: time.Now(),
+		written: map[mesh.Ref]struct{}{}, registered: map[mesh.Ref]mesh.Object{},
 	}
+	if err := c.open(); err != nil {
+		held.release()
+		return nil, err
+	}
+	return c, nil
+}
+
+// open reads what there is: the authority's key, the known workloads, the configuration.
+func (c *Control) open() (err error) {
+	if c.authority, err = ca.New(ca.Config{TrustDomain: c.cfg.TrustDomain, Dir: filepath.Join(c.cfg.State, "ca")}); err != nil {
+		return fmt.Errorf("start the certificate authority: %w", err)
+	}
+	c.tokens = ca.NewTokens(c.authority)
 	c.source = newPlanSource(c)
 	c.xds = server.New(server.Config{
-		Identify: c.identify, Logger: cfg.Logger, Order: slices.Concat(native.TypeURLs(), envoy.TypeURLs()),
+		Identify: c.identify, Logger: c.log, Order: slices.Concat(native.TypeURLs(), envoy.TypeURLs()),
 	})
-	if c.grants, err = newGrants(filepath.Join(cfg.State, "grants.json")); err != nil {
-		return nil, err
+	if c.grants, err = newGrants(filepath.Join(c.cfg.State, "grants.json")); err != nil {
+		return err
 	}
-	if c.registry, err = newRegistry(filepath.Join(cfg.State, "workloads.json"), c.change, cfg.Logger); err != nil {
-		return nil, err
+	if c.registry, err = newRegistry(filepath.Join(c.cfg.State, "workloads.jsonl"), c.enrolled, c.isWritten, c.log); err != nil {
+		return err
 	}
 	c.store, err = dir.Open(dir.Config{
-		Dir: cfg.Dir, StateFile: filepath.Join(cfg.State, "config.json"), Logger: cfg.Logger,
+		Dir: c.cfg.Dir, StateFile: filepath.Join(c.cfg.State, "config.json"), Logger: c.log, Admit: c.admit,
 		Apply: func(changes []mesh.Change, findings []source.Finding) {
-			c.setFindings(findings)
-			c.change(changes)
+			c.tell(findings)
+			c.configured(changes)
 		},
 		Report: c.report,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read the configuration: %w", err)
+		c.registry.close()
+		return fmt.Errorf("read the configuration: %w", err)
 	}
-	c.change(nil) // the first push, also of an empty mesh
-	return c, nil
+	c.configured(nil) // the first push, also of an empty mesh
+	return nil
 }
 
 // identify proves the caller of an xDS stream by its certificate.
@@ -127,27 +145,12 @@ func (c *Control) identify(ctx context.Context) (string, error) {
 	return id.String(), nil
 }
 
-// change brings changes of the mesh into the picture and pushes what they change.
-func (c *Control) change(changes []mesh.Change) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	began := time.Now()
-	snap, touched := c.builder.Apply(changes)
-	keys := c.cache.Set(snap, touched)
-	pushed := c.source.changed(keys)
-	c.xds.Push(c.source, pushed)
-	if len(changes) > 0 {
-		c.log.Info("mesh changed", "snapshot", snap.Version, "objects", snap.Len(), "changes", len(changes), "resources", len(keys),
-			"took", time.Since(began).Round(time.Microsecond))
-	}
-}
-
-// setFindings logs what was not known before.
-func (c *Control) setFindings(list []source.Finding) {
+// tell logs findings that were not there before.
+func (c *Control) tell(list []source.Finding) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, f := range list {
-		if slices.Contains(c.findings, f) {
+		if slices.Contains(c.told, f) {
 			continue
 		}
 		level := slog.LevelWarn
@@ -156,7 +159,7 @@ func (c *Control) setFindings(list []source.Finding) {
 		}
 		c.log.Log(context.Background(), level, "configuration", "finding", f.String())
 	}
-	c.findings = list
+	c.told = list
 }
 
 func (c *Control) report(faults []api.Fault) {
@@ -167,6 +170,8 @@ func (c *Control) report(faults []api.Fault) {
 
 // Run serves until ctx ends and returns when all that it started has ended.
 func (c *Control) Run(ctx context.Context) error {
+	defer c.locks.release()
+	defer c.registry.close()
 	host, _, err := net.SplitHostPort(c.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listen on %q: %w", c.cfg.Listen, err)

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/lateen-mesh/lateen/compile"
+	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/xds/envoy"
 	"github.com/lateen-mesh/lateen/xds/server"
@@ -23,9 +24,27 @@ func flavourOf(scope string) envoy.Flavour {
 	}
 }
 
+// optionsOf are what a plan does not say to Envoy, and our own proxy is told in other ways.
+func optionsOf(c *Control, config *mesh.Config) envoy.Options {
+	return envoy.Options{TrustDomain: c.cfg.TrustDomain, RegistryOnly: config.RegistryOnly}
+}
+
+// reconfigure takes over the mesh's configuration and reports whether what was encoded before is void.
+func (s *planSource) reconfigure(config *mesh.Config) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	options := optionsOf(s.c, config)
+	if options == s.options {
+		return false
+	}
+	s.options = options
+	clear(s.encoded)
+	return true
+}
+
 // envoyBody encodes that one of a resource's forms in Envoy's types which bears a name; false if there is none.
-func (s *planSource) envoyBody(f envoy.Flavour, res plan.Resource, name string) ([]byte, bool) {
-	list, err := envoy.Encode(f, res, envoy.Options{TrustDomain: s.c.cfg.TrustDomain})
+func (s *planSource) envoyBody(f envoy.Flavour, o envoy.Options, res plan.Resource, name string) ([]byte, bool) {
+	list, err := envoy.Encode(f, res, o)
 	if err != nil {
 		s.c.log.Warn("a resource cannot be said in Envoy's terms and is not sent; a client that asks for it finds nothing", "cause", err)
 		return nil, false

@@ -3,13 +3,9 @@ package control
 import (
 	"cmp"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/netip"
-	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -58,17 +54,16 @@ const (
 // workloadsMax bounds the registered workloads.
 const workloadsMax = 100_000
 
-// registry knows the workloads that registered themselves by connecting. It
-// survives a restart in a file, so that the mesh is whole before the proxies
-// have come back.
+// registry knows the workloads that registered themselves by connecting. They survive a restart in a journal, so that
+// the mesh is whole before the proxies have come back.
 type registry struct {
-	path  string
-	apply func([]mesh.Change)
-	log   *slog.Logger
+	apply   func([]mesh.Change)
+	written func(mesh.Ref) bool // whether the configuration has an entry of that name
+	log     *slog.Logger
 
 	mu      sync.Mutex
 	members map[mesh.Ref]*member
-	dirty   chan struct{} // holds one element when there is something to write down
+	journal *journal
 }
 
 type member struct {
@@ -76,30 +71,34 @@ type member struct {
 	deadline time.Time // when it is removed, unless it is connected; zero while it is
 }
 
-func newRegistry(path string, apply func([]mesh.Change), log *slog.Logger) (*registry, error) {
-	r := &registry{path: path, apply: apply, log: log, members: map[mesh.Ref]*member{}, dirty: make(chan struct{}, 1)}
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return r, nil
-	}
+func newRegistry(path string, apply func([]mesh.Change), written func(mesh.Ref) bool, log *slog.Logger) (*registry, error) {
+	r := &registry{apply: apply, written: written, log: log, members: map[mesh.Ref]*member{}}
+	known, err := readJournal(path, log)
 	if err != nil {
-		return nil, fmt.Errorf("read the known workloads: %w", err)
-	}
-	var list []*mesh.Workload
-	if err := json.Unmarshal(text, &list); err != nil {
-		log.Warn("the known workloads are not readable; they come back when their proxies do", "file", path, "cause", err)
-		return r, nil
+		return nil, err
 	}
 	var changes []mesh.Change
-	for _, w := range list {
-		if w == nil || !nameValid(w.ID) || len(w.Addresses) == 0 {
-			continue
-		}
-		r.members[w.Ref()] = &member{Workload: w, deadline: time.Now().Add(returnWithin)}
-		changes = append(changes, mesh.Change{Ref: w.Ref(), Object: w})
+	for ref, w := range known {
+		r.members[ref] = &member{Workload: w, deadline: time.Now().Add(returnWithin)}
+		changes = append(changes, mesh.Change{Ref: ref, Object: w})
 	}
+	r.journal = newJournal(path, log)
+	r.journal.rewrite(r.workloads())
 	apply(changes)
 	return r, nil
+}
+
+// close lets go of the journal.
+func (r *registry) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.journal.close()
+}
+
+// writtenError says why a workload cannot register under a name.
+func writtenError(ref mesh.Ref) error {
+	return fmt.Errorf("the configuration has a WorkloadEntry %s/%s, which stands for another workload; choose another name, or remove the entry with `lateen delete workloadentry %s -n %s`",
+		ref.Namespace, ref.Name, ref.Name, ref.Namespace)
 }
 
 // join brings a workload into the mesh, or back. What is known of its health stays.
@@ -108,6 +107,8 @@ func (r *registry) join(w *mesh.Workload) error {
 	defer r.mu.Unlock()
 	m := r.members[w.Ref()]
 	switch {
+	case r.written(w.Ref()):
+		return writtenError(w.Ref())
 	case m != nil && m.Workload.ServiceAccount != w.ServiceAccount:
 		return fmt.Errorf("%s is in the mesh already, as service account %s", w.Ref(), m.Workload.ServiceAccount)
 	case m == nil && len(r.members) >= workloadsMax:
@@ -119,11 +120,16 @@ func (r *registry) join(w *mesh.Workload) error {
 			return nil
 		}
 	}
-	r.members[w.Ref()] = &member{Workload: w, deadline: time.Now().Add(goneAfter)}
-	r.changed()
-	r.apply([]mesh.Change{{Ref: w.Ref(), Object: w}})
+	r.set(w.Ref(), &member{Workload: w, deadline: time.Now().Add(goneAfter)})
 	r.log.Info("workload joined", "workload", w.Ref(), "addresses", w.Addresses)
 	return nil
+}
+
+// has reports whether a workload has registered.
+func (r *registry) has(ref mesh.Ref) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.members[ref] != nil
 }
 
 // setHealth notes whether a workload may get traffic; false if it is not known.
@@ -139,9 +145,7 @@ func (r *registry) setHealth(ref mesh.Ref, h mesh.Health) bool {
 	}
 	w := *m.Workload
 	w.Health = h
-	m.Workload = &w
-	r.changed()
-	r.apply([]mesh.Change{{Ref: ref, Object: &w}})
+	r.set(ref, &member{Workload: &w, deadline: m.deadline})
 	return true
 }
 
@@ -149,28 +153,33 @@ func (r *registry) setHealth(ref mesh.Ref, h mesh.Health) bool {
 func (r *registry) leave(ref mesh.Ref) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, known := r.members[ref]
-	if known {
-		r.remove(ref)
+	if r.members[ref] == nil {
+		return false
 	}
-	return known
+	r.remove(ref)
+	return true
 }
 
-// remove takes a member out. The caller holds mu, so that changes reach the picture in the order in which they are
-// made here.
+// set puts a member in the mesh. It is written down before anybody is told: a control plane that is killed never
+// forgets a workload that proxies know. The caller holds mu, so that changes reach the picture in their order.
+func (r *registry) set(ref mesh.Ref, m *member) {
+	r.members[ref] = m
+	r.note(ref, m.Workload)
+	r.apply([]mesh.Change{{Ref: ref, Object: m.Workload}})
+}
+
+// remove takes a member out, as set puts it in.
 func (r *registry) remove(ref mesh.Ref) {
 	delete(r.members, ref)
-	r.changed()
+	r.note(ref, nil)
 	r.apply([]mesh.Change{{Ref: ref}})
 	r.log.Info("workload left", "workload", ref)
 }
 
-// changed has run write the members down at once: whom a control plane that is killed has not written down is missing
-// after its restart, until the proxy has come back.
-func (r *registry) changed() {
-	select {
-	case r.dirty <- struct{}{}:
-	default:
+// note writes a change down. The caller holds mu.
+func (r *registry) note(ref mesh.Ref, w *mesh.Workload) {
+	if r.journal.add(ref, w); r.journal.stale(len(r.members)) {
+		r.journal.rewrite(r.workloads())
 	}
 }
 
@@ -178,6 +187,11 @@ func (r *registry) changed() {
 func (r *registry) list() []*mesh.Workload {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.workloads()
+}
+
+// workloads is list for who holds mu.
+func (r *registry) workloads() []*mesh.Workload {
 	out := make([]*mesh.Workload, 0, len(r.members))
 	for _, m := range r.members {
 		out = append(out, m.Workload)
@@ -188,7 +202,7 @@ func (r *registry) list() []*mesh.Workload {
 	return out
 }
 
-// run removes those who have gone and writes the rest down, until ctx ends. connected tells who has a connection.
+// run removes those who have gone until ctx ends. connected tells who has a connection.
 func (r *registry) run(ctx context.Context, connected func() map[mesh.Ref]bool) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -196,16 +210,13 @@ func (r *registry) run(ctx context.Context, connected func() map[mesh.Ref]bool) 
 		select {
 		case <-tick.C:
 			r.sweep(connected(), time.Now())
-		case <-r.dirty:
-			r.save()
 		case <-ctx.Done():
-			r.save()
 			return nil
 		}
 	}
 }
 
-// sweep removes those who have been without a connection for too long.
+// sweep removes those who have been without a connection for too long, and mends a journal that could not be written.
 func (r *registry) sweep(connected map[mesh.Ref]bool, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -219,18 +230,8 @@ func (r *registry) sweep(connected map[mesh.Ref]bool, now time.Time) {
 			r.remove(ref)
 		}
 	}
-}
-
-func (r *registry) save() {
-	text, err := json.Marshal(r.list())
-	if err == nil {
-		if err = os.WriteFile(r.path+".new", text, 0o600); err == nil {
-			err = os.Rename(r.path+".new", r.path)
-		}
-	}
-	if err != nil {
-		r.log.Warn("the known workloads are not written down", "cause", err)
-		r.changed() // again at the next change or tick
+	if r.journal.broken {
+		r.journal.rewrite(r.workloads())
 	}
 }
 

@@ -13,10 +13,11 @@ import (
 func newTestRegistry(t *testing.T, path string) (*registry, *mesh.Builder) {
 	t.Helper()
 	b := mesh.NewBuilder()
-	r, err := newRegistry(path, func(c []mesh.Change) { b.Apply(c) }, slog.New(slog.DiscardHandler))
+	r, err := newRegistry(path, func(c []mesh.Change) { b.Apply(c) }, func(mesh.Ref) bool { return false }, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(r.close)
 	return r, b
 }
 
@@ -28,7 +29,7 @@ func instance(account string) *mesh.Workload {
 }
 
 func TestRegistry(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "workloads.json")
+	path := filepath.Join(t.TempDir(), "workloads.jsonl")
 	r, b := newTestRegistry(t, path)
 	ref := instance("a").Ref()
 	health := func(b *mesh.Builder) mesh.Health { return b.Snapshot().Object(ref).(*mesh.Workload).Health }
@@ -51,7 +52,6 @@ func TestRegistry(t *testing.T) {
 	if b.Snapshot().Object(ref) == nil {
 		t.Error("the workload left before its time")
 	}
-	r.save()
 	_, restarted := newTestRegistry(t, path)
 	if restarted.Snapshot().Object(ref) == nil || health(restarted) != mesh.Unhealthy {
 		t.Error("a restart forgot the workload, or its health")

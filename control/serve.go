@@ -26,7 +26,8 @@ const (
 	apiTimeout = 10 * time.Second
 )
 
-// serveAPI serves the command line's API on the Unix socket, which only its owner can open.
+// serveAPI serves the command line's API on the Unix socket, which only its owner can open. A socket that is there is
+// that of a control plane that was killed: New has taken the lock beside it.
 func (c *Control) serveAPI(ctx context.Context) error {
 	if err := os.Remove(c.cfg.API); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("open %s: %w", c.cfg.API, err)
@@ -108,18 +109,22 @@ func findingsJSON(list []source.Finding) []faultJSON {
 	return out
 }
 
-// outcome answers what became of objects. What is merely worth knowing is not repeated at every change.
+// warnings leaves out what is merely worth knowing, which is in the log.
+func warnings(list []source.Finding) []source.Finding {
+	return slices.DeleteFunc(list, func(f source.Finding) bool { return f.Level == source.LevelInfo })
+}
+
+// outcome answers what became of objects.
 func outcome(w http.ResponseWriter, results []dir.Result, faults []api.Fault, findings []source.Finding) {
 	if len(faults) > 0 {
 		reply(w, http.StatusUnprocessableEntity, map[string]any{"faults": faultsJSON(faults)})
 		return
 	}
-	findings = slices.DeleteFunc(findings, func(f source.Finding) bool { return f.Level == source.LevelInfo })
 	list := []resultJSON{}
 	for _, r := range results {
 		list = append(list, resultJSON{r.Ref.Kind, r.Ref.Namespace, r.Ref.Name, string(r.Outcome)})
 	}
-	reply(w, http.StatusOK, map[string]any{"results": list, "warnings": findingsJSON(findings)})
+	reply(w, http.StatusOK, map[string]any{"results": list, "warnings": findingsJSON(warnings(findings))})
 }
 
 func body(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
@@ -188,6 +193,9 @@ func (c *Control) serveObjects(w http.ResponseWriter, r *http.Request) {
 	}
 	if kind == "" || kind == api.KindWorkloadEntry {
 		for _, m := range c.registry.list() {
+			if c.isWritten(m.Ref()) {
+				continue // it is in the list already, as it is in force
+			}
 			if (namespace == "" || namespace == m.Namespace) && (name == "" || name == m.ID) {
 				out = append(out, objectJSON{api.KindWorkloadEntry, m.Namespace, m.ID, entryYAML(m), "", 0})
 			}
@@ -294,7 +302,7 @@ func (c *Control) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	}
 	reply(w, http.StatusOK, map[string]any{
 		"started": c.started, "snapshot": snap.Version, "objects": snap.Len(), "proxies": proxies, "compiled": stats.Compiled,
-		"changed": stats.Changed, "faults": faultsJSON(folder.Faults), "warnings": findingsJSON(folder.Findings), "restored": folder.Restored,
+		"changed": stats.Changed, "faults": faultsJSON(folder.Faults), "warnings": findingsJSON(warnings(c.findings())), "restored": folder.Restored,
 		"listen": c.addr, "trustDomain": c.authority.TrustDomain(),
 	})
 }
@@ -325,6 +333,10 @@ func (c *Control) serveTokens(w http.ResponseWriter, r *http.Request) {
 	}
 	if ask.Name != "" && !nameValid(ask.Name) {
 		refuse(w, http.StatusBadRequest, fmt.Errorf("name %q is no name of a workload", ask.Name))
+		return
+	}
+	if ref := (mesh.Ref{Kind: mesh.KindWorkload, Namespace: ask.Namespace, Name: ask.Name}); !ask.Gateway && c.isWritten(ref) {
+		refuse(w, http.StatusConflict, writtenError(ref))
 		return
 	}
 	t, err := c.tokens.Issue(ask.Namespace, ask.ServiceAccount, ttl)

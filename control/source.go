@@ -25,6 +25,7 @@ type planSource struct {
 	c *Control
 
 	mu      sync.Mutex
+	options envoy.Options // for what is encoded
 	encoded map[form]server.Resource
 	lists   map[server.Key]listed // of Envoy's names, by scope and type
 }
@@ -36,7 +37,7 @@ type form struct {
 }
 
 func newPlanSource(c *Control) *planSource {
-	return &planSource{c: c, encoded: map[form]server.Resource{}, lists: map[server.Key]listed{}}
+	return &planSource{c: c, options: optionsOf(c, mesh.DefaultConfig()), encoded: map[form]server.Resource{}, lists: map[server.Key]listed{}}
 }
 
 // Scope says who a client is to the compiler, from what it says of itself and what it has proven.
@@ -60,18 +61,18 @@ func (s *planSource) Scope(client *server.Client) (string, error) {
 func (s *planSource) Resource(k server.Key) (server.Resource, bool) {
 	if kind, ok := native.KindOf(k.Type); ok {
 		res := s.c.cache.Get(compile.Key{Scope: k.Scope, Kind: kind, Name: k.Name})
-		return s.once(k, res, func() ([]byte, bool) { return native.Encode(res), true })
+		return s.once(k, res, func(envoy.Options) ([]byte, bool) { return native.Encode(res), true })
 	}
 	if kind, ok := envoy.KindOf(k.Type); ok {
 		f := flavourOf(k.Scope)
 		res := s.c.cache.Get(compile.Key{Scope: k.Scope, Kind: kind, Name: envoy.PlanName(f, kind, k.Name)})
-		return s.once(k, res, func() ([]byte, bool) { return s.envoyBody(f, res, k.Name) })
+		return s.once(k, res, func(o envoy.Options) ([]byte, bool) { return s.envoyBody(f, o, res, k.Name) })
 	}
 	return server.Resource{}, false
 }
 
 // once encodes a resource the first time that it is asked for.
-func (s *planSource) once(k server.Key, res plan.Resource, encode func() ([]byte, bool)) (server.Resource, bool) {
+func (s *planSource) once(k server.Key, res plan.Resource, encode func(envoy.Options) ([]byte, bool)) (server.Resource, bool) {
 	if res == nil {
 		return server.Resource{}, false
 	}
@@ -85,7 +86,7 @@ func (s *planSource) once(k server.Key, res plan.Resource, encode func() ([]byte
 		clear(s.encoded)
 	}
 	out := server.Resource{}
-	if body, ok := encode(); ok {
+	if body, ok := encode(s.options); ok {
 		h := fnv.New64a()
 		_, _ = h.Write(body) // never fails
 		out = server.Resource{Name: k.Name, Version: strconv.FormatUint(h.Sum64(), 36), Body: body}
@@ -121,8 +122,12 @@ func keysOf(out []server.Key, k compile.Key) []server.Key {
 	return out
 }
 
-// changed turns the compiler's keys into those of the wire.
-func (s *planSource) changed(keys []compile.Key) []server.Key {
+// changed turns the compiler's keys into those of the wire, and takes over what the mesh's configuration says to Envoy
+// alone.
+func (s *planSource) changed(snap *mesh.Snapshot, keys []compile.Key) []server.Key {
+	if s.reconfigure(mesh.NewView(snap).Config()) {
+		keys = s.c.cache.Keys() // any of them may be encoded in another way
+	}
 	out := make([]server.Key, 0, 2*len(keys))
 	for _, k := range keys {
 		out = keysOf(out, k)

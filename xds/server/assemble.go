@@ -22,7 +22,23 @@ func (st *stream) assemble() []*answer {
 		return nil
 	}
 	st.awaiting = false
-	source, generation, marked := st.server.index.take(st)
+	var parts []part
+	var version string
+	st.server.index.read(st, func(source Source, generation uint64, marked map[string]*marks) {
+		version = st.server.version(generation)
+		parts = st.compare(source, marked)
+	})
+	st.server.order(parts)
+	var answers []*answer
+	for _, p := range st.merge(parts) {
+		answers = append(answers, st.split(p, version)...)
+	}
+	st.queued(answers)
+	return answers
+}
+
+// compare finds what the client has to be told, type by type.
+func (st *stream) compare(source Source, marked map[string]*marks) []part {
 	var parts []part
 	for typeURL, sub := range st.types {
 		m := marked[typeURL]
@@ -41,14 +57,7 @@ func (st *stream) assemble() []*answer {
 			parts = append(parts, part{typeURL: typeURL, removed: removed, breaks: true})
 		}
 	}
-	st.server.order(parts)
-	var answers []*answer
-	version := st.server.version(generation)
-	for _, p := range st.merge(parts) {
-		answers = append(answers, st.split(p, version)...)
-	}
-	st.queued(answers)
-	return answers
+	return parts
 }
 
 // examine looks at everything of a type that may have changed for the client, and returns what it has to be told.

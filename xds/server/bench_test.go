@@ -76,7 +76,7 @@ func pushes(b *testing.B, s *Server, received *sync.WaitGroup, streams int) {
 	for b.Loop() {
 		version++
 		received.Add(streams)
-		s.Push(flat(strconv.Itoa(version)), []Key{{"all", typeA, "a"}})
+		s.Push(flat(strconv.Itoa(version)), listed(Key{"all", typeA, "a"}))
 		received.Wait()
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(streams), "ns/stream")

@@ -160,7 +160,7 @@ func TestServerRestart(t *testing.T) {
 		pass(time.Minute)
 		h.expect(t, true, map[string]string{"A a": "a=1", "A b": "b=1"})
 		p, _ := w.picture.with("A b=2")
-		next.Push(p, nil)
+		next.Push(p, listed())
 		d.expect("A b=2")
 		h.expect(t, true, map[string]string{"A a": "a=1", "A b": "b=2"})
 		next.Drain()

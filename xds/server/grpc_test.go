@@ -114,7 +114,7 @@ func TestGeneratedDeltaClient(t *testing.T) {
 	exchange(&discovery.DeltaDiscoveryRequest{Node: me, TypeUrl: typeCluster}, "CDS a=1 b=1")
 	exchange(&discovery.DeltaDiscoveryRequest{TypeUrl: typeRoute, ResourceNamesSubscribe: []string{"r"}}, "RDS -r")
 	next, changed := p.with("CDS a=2", "CDS b=")
-	s.Push(next, changed)
+	s.Push(next, listed(changed...))
 	exchange(&discovery.DeltaDiscoveryRequest{TypeUrl: typeCluster}, "CDS a=2 -b")
 	if err := stream.CloseSend(); err != nil {
 		t.Fatal(err)
@@ -158,7 +158,7 @@ func TestGeneratedSotwClient(t *testing.T) {
 			t.Fatal(err)
 		}
 		next, changed := p.with("LDS b=2")
-		s.Push(next, changed)
+		s.Push(next, listed(changed...))
 	}
 }
 
@@ -421,7 +421,7 @@ func TestClientOverChannel(t *testing.T) {
 		t.Errorf("identity %q", got)
 	}
 	next, changed := p.with("A a=2", "A x=1")
-	s.Push(next, changed)
+	s.Push(next, listed(changed...))
 	await(true, map[string]string{"A a": "a=2", "A x": "x=1"})
 	cancel()
 	running.Wait()

@@ -135,11 +135,14 @@ func inBubble(t *testing.T, config Config, p *picture, test func(t *testing.T, w
 	})
 }
 
+// listed is the change of a source that is immutable.
+func listed(keys ...Key) func() []Key { return func() []Key { return keys } }
+
 // change pushes a picture in which entries differ.
 func (w *world) change(entries ...string) {
 	next, changed := w.picture.with(entries...)
 	w.picture = next
-	w.Push(next, changed)
+	w.Push(next, listed(changed...))
 }
 
 // pass lets time go by in the bubble.

@@ -1,15 +1,19 @@
 package server
 
 import (
+	"runtime"
 	"slices"
 	"sync"
 )
 
 // index finds the streams that subscribe to a key, and holds the source that answers them.
 //
-// Its lock is taken before a stream's. Push holds it while it brings in a source and marks streams, and a stream
-// holds it while it takes its marks, so that marks and source always belong together.
+// Its lock is taken before a stream's, and before the source's own. Push holds it while the source changes and streams
+// are marked, and a stream shares it from when it takes its marks until it has asked the source for all that it tells,
+// so that an answer is of one version throughout.
 type index struct {
+	seats chan struct{} // of those who read
+
 	mu         sync.RWMutex
 	source     Source
 	generation uint64 // counts pushes
@@ -37,17 +41,20 @@ type subject struct {
 }
 
 func newIndex(source Source) index {
-	return index{source: source, topics: map[topicKey]*topic{}, streams: map[*stream]struct{}{}}
+	return index{
+		seats:  make(chan struct{}, runtime.GOMAXPROCS(0)),
+		source: source, topics: map[topicKey]*topic{}, streams: map[*stream]struct{}{},
+	}
 }
 
-// push replaces the source, marks what changed, and reports whether the source is the first one.
-func (x *index) push(next Source, changed []Key) (first bool) {
+// push replaces the source, has it change, marks what changed, and reports whether the source is the first one.
+func (x *index) push(next Source, change func() []Key) (first bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	first = x.source == nil
 	x.source = next
 	x.generation++
-	for _, k := range changed {
+	for _, k := range change() {
 		t := x.topics[topicKey{k.Scope, k.Type}]
 		if t == nil {
 			continue
@@ -66,18 +73,21 @@ func (x *index) push(next Source, changed []Key) (first bool) {
 	return first
 }
 
-// current returns the source and its generation.
-func (x *index) current() (Source, uint64) {
+// current returns the source, to ask for a scope.
+func (x *index) current() Source {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.source, x.generation
+	return x.source
 }
 
-// take returns the source together with what has changed for a stream up to it.
-func (x *index) take(st *stream) (Source, uint64, map[string]*marks) {
+// read calls assemble with the source as it is at one generation, and with what has changed for a stream up to it. No
+// more streams than there are processors do so at once: they only compute, and a push waits for those that have begun.
+func (x *index) read(st *stream, assemble func(Source, uint64, map[string]*marks)) {
+	x.seats <- struct{}{}
+	defer func() { <-x.seats }()
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.source, x.generation, st.takeMarks()
+	assemble(x.source, x.generation, st.takeMarks())
 }
 
 // join lists a stream, or reports false if the server drains.

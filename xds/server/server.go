@@ -224,16 +224,18 @@ func (s *Server) Options() []grpc.ServerOption {
 	}
 }
 
-// Push brings in the source as it is after a change, and marks all streams that subscribe to a changed key. The keys
-// are those whose bytes differ from the source of the Push before, or that appeared or vanished, and one with an
-// empty Name for each type and scope whose set of names differs. All that one Push changes for a stream is sent
-// together; several that pile up behind a slow client become one. Push does not wait for clients. Pushes apply in the
-// order of the calls.
-func (s *Server) Push(next Source, changed []Key) {
+// Push brings in a source, calls change, and marks all streams that subscribe to a key that change returns. The keys
+// are those whose bytes differ from before the Push, or that appeared or vanished, and one with an empty Name for each
+// type and scope whose set of names differs. A source that is not immutable changes within change and at no other
+// time: no stream asks it meanwhile. change must be quick and must not call the server.
+//
+// All that one Push changes for a stream is sent together; several that pile up behind a slow client become one. Push
+// waits for the answers that are being made, but for no client. Pushes apply in the order of the calls.
+func (s *Server) Push(next Source, change func() []Key) {
 	if next == nil {
 		panic("xds/server: push of no source")
 	}
-	if first := s.index.push(next, changed); first {
+	if first := s.index.push(next, change); first {
 		close(s.ready)
 	}
 }

@@ -2,7 +2,11 @@ package server
 
 import (
 	"fmt"
+	"runtime"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -315,7 +319,7 @@ func TestFloodBehindASlowClient(t *testing.T) {
 		}
 		next, changed := w.picture.with(entries...)
 		w.picture = next
-		w.Push(next, changed)
+		w.Push(next, listed(changed...))
 		w.change("A n000000=")
 		d.expect0(t, "B b=1")
 		r := d.next()
@@ -440,5 +444,61 @@ func TestLargeAnswersAreCut(t *testing.T) {
 		s := w.sotw()
 		s.ask("CDS")
 		s.expect("CDS a=1 b=1 c=1")
+	})
+}
+
+// changing is a source that changes in place. asked is called before each answer.
+type changing struct {
+	version atomic.Int64
+	asked   func(name string)
+}
+
+func (c *changing) Scope(*Client) (string, error) { return "all", nil }
+
+func (c *changing) Resource(k Key) (Resource, bool) {
+	c.asked(k.Name)
+	word := k.Name + "=" + strconv.FormatInt(c.version.Load(), 10)
+	return Resource{Name: k.Name, Version: word[len(k.Name)+1:], Body: []byte(word)}, true
+}
+
+func (c *changing) Names(string, string) []string { return nil }
+
+// TestAnswerOfOneVersion pushes a change while an answer is being made, of which one half has been asked for: the
+// other half is of the same version, and the change follows whole.
+func TestAnswerOfOneVersion(t *testing.T) {
+	inBubble(t, Config{}, nil, func(t *testing.T, w *world) {
+		source := &changing{}
+		source.version.Store(1)
+		var once sync.Once
+		source.asked = func(name string) {
+			if name != "b" {
+				return
+			}
+			once.Do(func() {
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					w.Push(source, func() []Key {
+						source.version.Store(2)
+						return []Key{{"all", typeA, "a"}, {"all", typeA, "b"}}
+					})
+				}()
+				for waits := false; !waits; { // until the push waits, or is through
+					select {
+					case <-done:
+						return
+					default:
+					}
+					if waits = !w.index.mu.TryRLock(); !waits {
+						w.index.mu.RUnlock()
+						runtime.Gosched()
+					}
+				}
+			})
+		}
+		w.Push(source, listed())
+		d := w.delta()
+		d.ask("A", "+a", "+b")
+		d.expect("A a=1 b=1", "A a=2 b=2")
 	})
 }

@@ -19,9 +19,9 @@ type Resource struct {
 // resources are compiled and encoded once per scope and shared. Nothing that a Source returns is changed by the
 // server, nor may be changed by the source.
 //
-// For changes to apply whole, a Source should be immutable: a change makes another one, which [Server.Push] brings in
-// together with the keys that differ. The server asks a new Source only after that Push, and an old one no longer
-// than an answer under way takes to assemble.
+// For changes to apply whole, a Source is either immutable, so that a change makes another one which [Server.Push]
+// brings in together with the keys that differ, or it changes only in the function that is given to Push. The server
+// asks for resources and names under the lock that Push takes, so neither may call the server.
 type Source interface {
 	// Scope says which scope a client belongs to, once for each stream. An error refuses the stream with
 	// PermissionDenied; its text is sent to the client.

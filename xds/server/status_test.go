@@ -72,7 +72,7 @@ func TestStreamsWaitForTheFirstPicture(t *testing.T) {
 		d.ask("A", "+a", "+x")
 		pass(time.Hour)
 		d.expect()
-		w.Push(newPicture("A a=1"), nil)
+		w.Push(newPicture("A a=1"), listed())
 		d.expect("A a=1 -x")
 	})
 }

@@ -116,8 +116,7 @@ func (s *Server) serve(ctx context.Context, d dialect, sotw bool) error {
 	case <-s.draining:
 		return nil
 	}
-	source, _ := s.index.current()
-	scope, err := source.Scope(client)
+	scope, err := s.index.current().Scope(client)
 	if err != nil {
 		s.logger.Warn("discovery stream refused", "node", client.Node.ID, "peer", client.Peer,
 			"identity", client.Identity, "cause", err)
