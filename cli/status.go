@@ -103,17 +103,18 @@ func (a *app) status() *cobra.Command {
 				return writeJSON(a.out, list)
 			}
 			say(a.out, "%s", statusTable(newStyle(a.out), list, time.Now()))
-			return a.folderFaults(cmd.Context())
+			return a.folderState(cmd.Context())
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd
 }
 
-// folderFaults tells why the mesh's folder of configuration is not in force, if it is not.
-func (a *app) folderFaults(ctx context.Context) error {
+// folderState tells why the mesh's folder of configuration is not in force, if it is not, and what is odd about what is.
+func (a *app) folderState(ctx context.Context) error {
 	var folder struct {
-		Faults []finding `json:"faults"`
+		Faults   []finding `json:"faults"`
+		Warnings []finding `json:"warnings"`
 	}
 	err := host.Call(ctx, a.dir.API(), http.MethodGet, "/status", nil, &folder)
 	switch {
@@ -122,12 +123,15 @@ func (a *app) folderFaults(ctx context.Context) error {
 		return nil
 	case err != nil:
 		return err
-	case len(folder.Faults) == 0:
-		return nil
 	}
-	say(a.out, "%s is refused; the last good configuration stays in force, because of:\n", a.dir.Config())
+	if len(folder.Faults) > 0 {
+		say(a.out, "%s is refused; the last good configuration stays in force, because of:\n", a.dir.Config())
+	}
 	for _, f := range folder.Faults {
 		say(a.out, "  %s\n", f.text(nil))
+	}
+	for _, w := range folder.Warnings {
+		say(a.out, "%s %s\n", newStyle(a.out).warn.Render("Warning:"), w.text(nil))
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,6 +56,24 @@ func TestStatus(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestStatusOfTheFolder: faults and warnings are told after the table, with the file of the mesh's folder.
+func TestStatusOfTheFolder(t *testing.T) {
+	b := newBench(t)
+	b.api.HandleFunc("GET /proxies", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `[]`) })
+	answer := `{"faults": [{"file": "/c/a.yaml", "line": 3, "column": 1, "message": "bad"}],
+		"warnings": [{"file": "/c/b.yaml", "line": 4, "column": 2, "object": "Gateway default/g", "code": "IST0101", "message": "odd"}]}`
+	b.api.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, answer) })
+	b.serve()
+	const refused, warned = "because of:\n  /c/a.yaml:3:1: bad\n", "Warning: /c/b.yaml:4:2: Gateway default/g: odd [IST0101]\n"
+	if code, out, errs := b.run("", "status"); code != 0 || errs != "" || !strings.HasSuffix(out, refused+warned) {
+		t.Errorf("code %d:\n%s%s", code, out, errs)
+	}
+	answer = `{"faults": [], "warnings": []}`
+	if _, out, _ := b.run("", "status"); strings.Contains(out, "refused") || strings.Contains(out, "Warning") {
+		t.Errorf("there is nothing to tell:\n%s", out)
 	}
 }
 
