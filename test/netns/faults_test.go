@@ -376,7 +376,7 @@ func (w *world) missing(t *testing.T) {
 			out := w.apply(virtualService("http: [{route: [{destination: " + tt.destination + "}]}]"))
 			defer w.remove("VirtualService", "shop")
 			if !strings.Contains(out, "configured") && !strings.Contains(out, "created") || tt.warning != "" &&
-				(!strings.Contains(out, "Warning: "+filepath.Join(w.run, "config", "default", "virtualservice-shop.yaml")+":1:") || !strings.Contains(out, tt.warning)) {
+				(!strings.Contains(out, "Warning: "+filepath.Join(w.dir, "apply.yaml")+":1:") || !strings.Contains(out, tt.warning)) {
 				t.Errorf("it said\n%s", out)
 			}
 			w.status(t, "http://shop/echo", http.StatusServiceUnavailable, tt.reason)
