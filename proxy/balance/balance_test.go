@@ -593,3 +593,25 @@ func BenchmarkPick(b *testing.B) {
 		}
 	}
 }
+
+// TestOrdersInFlight: a request that began under older orders, with another algorithm, picks among the present
+// endpoints, and endpoints found under older orders are prepared as the newer ones say.
+func TestOrdersInFlight(t *testing.T) {
+	for _, from := range []plan.Algorithm{plan.RingHash, plan.Maglev, plan.RoundRobin, plan.Random} {
+		for _, to := range []plan.Algorithm{plan.RingHash, plan.Maglev, plan.LeastRequest} {
+			before := newCluster(algorithm(from), list(3))
+			after := New(algorithm(to), before)
+			if !before.Same(after) || before.Same(New(algorithm(from), nil)) {
+				t.Fatal("a cluster and its successor are not the same, or two clusters are")
+			}
+			before.SetEndpoints(list(2))
+			for i := range uint64(8) {
+				for _, c := range []*Cluster{before, after} {
+					if e, ok := c.Pick(Pick{Hash: i << 61, HasHash: true, Rand: uint32(i), Now: start}); !ok || e.Gone() {
+						t.Errorf("%s, then %s: picked %v, %v", from, to, e, ok)
+					}
+				}
+			}
+		}
+	}
+}

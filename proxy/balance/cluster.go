@@ -5,7 +5,7 @@
 // In: a plan.Cluster and its endpoints, the outcomes of requests, and the time.
 // Out: an Endpoint for each request, or that there is none. It does no I/O, has
 // no clock and starts nothing. One goroutine configures a Cluster (New,
-// SetEndpoints); any number of event loops pick and report at once, without
+// SetEndpoints) at a time; any number of event loops pick and report at once, without
 // waiting for a lock on the way.
 package balance
 
@@ -33,8 +33,9 @@ type state struct {
 	ejected atomic.Int32
 	returns atomic.Int64 // ns, when the next ejection ends; meaningless while none is in force
 
-	mu   sync.Mutex // guards list, and changes of ejections
-	list []*Endpoint
+	mu     sync.Mutex // guards newest and list, and changes of ejections
+	newest *Cluster   // by whose orders the endpoints are prepared
+	list   []*Endpoint
 }
 
 // set is one immutable list of endpoints: by locality, the nearest first.
@@ -42,6 +43,7 @@ type set struct{ levels []*level }
 
 // level is endpoints of one priority, with what the algorithm precomputes. Weights and indexes are those of eps.
 type level struct {
+	by       plan.Algorithm
 	eps      []*Endpoint  // that may be picked
 	total    int          // with those that are unhealthy
 	out      atomic.Int32 // how many of eps are ejected
@@ -55,13 +57,14 @@ type level struct {
 func New(p *plan.Cluster, prev *Cluster) *Cluster {
 	c := &Cluster{plan: p}
 	if prev == nil {
-		c.state = &state{}
+		c.state = &state{newest: c}
 		c.state.set.Store(&set{})
 		return c
 	}
 	c.state = prev.state
 	c.state.mu.Lock()
 	defer c.state.mu.Unlock()
+	c.state.newest = c
 	c.replace(c.state.list) // the algorithm may be another one
 	return c
 }
@@ -69,8 +72,12 @@ func New(p *plan.Cluster, prev *Cluster) *Cluster {
 // Plan is what the cluster was ordered to be.
 func (c *Cluster) Plan() *plan.Cluster { return c.plan }
 
-// SetEndpoints replaces the endpoints. One that was there before, by address,
-// keeps its counters and its ejection. eps must not change any more.
+// Same reports whether one of the two has replaced the other, so that they have their endpoints in common.
+func (c *Cluster) Same(other *Cluster) bool { return c.state == other.state }
+
+// SetEndpoints replaces the endpoints, also those of the clusters that have
+// replaced this one. One that was there before, by address, keeps its counters
+// and its ejection. eps must not change any more.
 func (c *Cluster) SetEndpoints(eps []plan.Endpoint) {
 	c.state.mu.Lock()
 	defer c.state.mu.Unlock()
@@ -101,7 +108,7 @@ func (c *Cluster) SetEndpoints(eps []plan.Endpoint) {
 			c.state.ejected.Add(-1)
 		}
 	}
-	c.replace(list)
+	c.state.newest.replace(list)
 }
 
 // Endpoints lists the endpoints, draining ones included.
@@ -151,7 +158,8 @@ func (c *Cluster) replace(list []*Endpoint) {
 // prepare precomputes what the cluster's algorithm needs.
 func (c *Cluster) prepare(l *level) {
 	weights, equal := c.weightsOf(l.eps)
-	switch c.plan.Balance.Algorithm {
+	l.by = c.plan.Balance.Algorithm
+	switch l.by {
 	case plan.RingHash:
 		l.ring = buildRing(l.eps, weights, c.plan.Balance.RingSize)
 	case plan.Maglev:

@@ -36,6 +36,9 @@ type Endpoint struct {
 // Plan is what the control plane says of the endpoint.
 func (e *Endpoint) Plan() *plan.Endpoint { return e.plan.Load() }
 
+// Gone reports whether the endpoint has left its cluster.
+func (e *Endpoint) Gone() bool { return e.cluster.Load() == nil }
+
 // Active is the number of requests under way.
 func (e *Endpoint) Active() int { return int(e.active.Load()) }
 

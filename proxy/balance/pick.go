@@ -128,7 +128,7 @@ func (c *Cluster) panics(l *level) bool {
 // choose applies the algorithm; try counts how often that was done for this pick. A hash whose place is out goes to
 // the places after it, so that all proxies agree where its requests go meanwhile.
 func (c *Cluster) choose(l *level, p *Pick, try int, rnd uint32) *Endpoint {
-	switch c.plan.Balance.Algorithm {
+	switch l.by {
 	case plan.RoundRobin:
 		n := c.state.turn.Add(1) - 1
 		switch {
