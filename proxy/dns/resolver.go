@@ -63,7 +63,7 @@ func NewResolver(cfg ResolverConfig) *Resolver {
 	return &Resolver{up: newUpstreams(cfg.Upstreams, cfg.Dial), now: cfg.Now, hosts: map[string]*host{}}
 }
 
-// Resolve returns the addresses of a host, IPv4 before IPv6, each kind sorted, and how long they may be used. An
+// Resolve returns the addresses of a host, IPv4 before IPv6, each kind in the server's order, and how long they may be used. An
 // address is its own. The error is ErrNoAddress if the host has none; that, too, is remembered for a while.
 func (r *Resolver) Resolve(ctx context.Context, name string) ([]netip.Addr, time.Duration, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
@@ -226,18 +226,23 @@ func readRecords(msg []byte, name string, t dnsmessage.Type) (records, error) {
 			names = append(names, body.CNAME.String())
 		case *dnsmessage.AResource:
 			if t == dnsmessage.TypeA {
-				out.addrs = append(out.addrs, netip.AddrFrom4(body.A))
+				out.add(netip.AddrFrom4(body.A))
 			}
 		case *dnsmessage.AAAAResource:
 			if t == dnsmessage.TypeAAAA {
-				out.addrs = append(out.addrs, netip.AddrFrom16(body.AAAA))
+				out.add(netip.AddrFrom16(body.AAAA))
 			}
 		default:
 			continue
 		}
 		out.ttl = min(out.ttl, time.Duration(a.Header.TTL)*time.Second)
 	}
-	slices.SortFunc(out.addrs, netip.Addr.Compare)
-	out.addrs = slices.Compact(out.addrs)
 	return out, nil
+}
+
+// add notes an address, once, in the order in which servers rotate their answers.
+func (r *records) add(a netip.Addr) {
+	if !slices.Contains(r.addrs, a) {
+		r.addrs = append(r.addrs, a)
+	}
 }

@@ -88,8 +88,8 @@ func TestResolve(t *testing.T) {
 	}{
 		{"10.0.0.1", []string{"10.0.0.1"}, ttlCeiling},
 		{"fd00::1", []string{"fd00::1"}, ttlCeiling},
-		{"both.example", []string{"192.0.2.1", "192.0.2.2", "2001:db8::1"}, 30 * time.Second},
-		{"Both.Example.", []string{"192.0.2.1", "192.0.2.2", "2001:db8::1"}, 30 * time.Second},
+		{"both.example", []string{"192.0.2.2", "192.0.2.1", "2001:db8::1"}, 30 * time.Second},
+		{"Both.Example.", []string{"192.0.2.2", "192.0.2.1", "2001:db8::1"}, 30 * time.Second},
 		{"alias.example", []string{"192.0.2.3"}, 20 * time.Second},
 		{"short.example", []string{"192.0.2.4"}, ttlFloor},
 		{"long.example", []string{"192.0.2.5"}, ttlCeiling},
