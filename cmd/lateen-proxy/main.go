@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/lateen-mesh/lateen/proxy"
@@ -22,11 +23,22 @@ import (
 // maxConfig bounds the configuration.
 const maxConfig = 1 << 20
 
+// How much of the waiting --contention records: one in so many events, and one event per so many nanoseconds of waiting.
+const (
+	mutexFraction = 10
+	blockRate     = 10_000
+)
+
 func main() {
 	config := flag.String("config", "", "file with the configuration as JSON; - is standard input")
 	level := slog.LevelInfo
 	flag.TextVar(&level, "log", slog.LevelInfo, "least level that is logged: DEBUG, INFO, WARN or ERROR")
+	contention := flag.Bool("contention", false, "record where goroutines wait, for the profiles mutex and block of the admin page")
 	flag.Parse()
+	if *contention {
+		runtime.SetMutexProfileFraction(mutexFraction)
+		runtime.SetBlockProfileRate(blockRate)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
