@@ -1,0 +1,253 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lateen-mesh/lateen/test/bench/load"
+)
+
+// The metrics of a row. Ratios above 1 say that we are ahead, whichever way a metric counts.
+const (
+	metricCPU     = "requests_per_cpu_second"
+	metricBytes   = "bytes_per_cpu_second"
+	metricRate    = "requests_per_second"
+	metricThrough = "bytes_per_second"
+	metricP50     = "p50_seconds"
+	metricP99     = "p99_seconds"
+	metricP999    = "p999_seconds"
+	metricPSS     = "pss_bytes"
+	added         = "added_" // before a quantile: less that of no proxy at all
+)
+
+// row is one figure of us beside one peer.
+type row struct {
+	Scenario string  `json:"scenario"`
+	Variant  string  `json:"variant"`
+	Peer     string  `json:"peer"`
+	Metric   string  `json:"metric"`
+	Ours     float64 `json:"ours"`
+	Theirs   float64 `json:"theirs"`
+	Ratio    float64 `json:"ratio"`
+	// Spread is half the distance between the largest and the smallest ratio of a round, as a part of Ratio.
+	Spread float64 `json:"spread"`
+	// Busy is how much of its core each used while it was measured: the figure is about the proxy if that is near 1.
+	OurBusy   float64 `json:"our_busy"`
+	TheirBusy float64 `json:"their_busy"`
+}
+
+// table is the whole outcome.
+type table struct {
+	Machine machine   `json:"machine"`
+	Commit  string    `json:"commit"`
+	Date    time.Time `json:"date"`
+	Rounds  int       `json:"rounds"`
+	Seconds float64   `json:"seconds"` // of each measurement
+	Rows    []row     `json:"rows"`
+	Failed  []string  `json:"failed"`
+}
+
+// report writes what came of it all.
+func report(cfg config, m machine, results []*result) error {
+	t := table{
+		Machine: m, Commit: m.commit, Date: time.Now().UTC().Truncate(time.Second), Rounds: cfg.rounds, Seconds: cfg.window.Seconds(),
+		Rows: []row{}, Failed: []string{},
+	}
+	for _, r := range results {
+		t.Failed = append(t.Failed, r.failed...)
+		for _, p := range cfg.peers {
+			t.Rows = append(t.Rows, r.rows(p)...)
+		}
+	}
+	text := t.markdown(cfg.peers, results)
+	if cfg.markdown == "" {
+		if _, err := io.WriteString(os.Stdout, text); err != nil {
+			return err
+		}
+	} else if err := os.WriteFile(cfg.markdown, []byte(text), 0o644); err != nil {
+		return fmt.Errorf("write the table: %w", err)
+	}
+	if cfg.plot != "" {
+		if err := os.WriteFile(cfg.plot, []byte(t.plot(cfg.peers)), 0o644); err != nil {
+			return fmt.Errorf("write the plot: %w", err)
+		}
+	}
+	if cfg.json == "" {
+		return nil
+	}
+	all, err := json.MarshalIndent(t, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(cfg.json, append(all, '\n'), 0o644); err != nil {
+		return fmt.Errorf("write the results: %w", err)
+	}
+	return nil
+}
+
+// figure is a metric: how it is read from a sample, and whether less is better.
+type figure struct {
+	metric string
+	less   bool
+	read   func(*sample) float64
+}
+
+// figures are the metrics that say something about a variant.
+func (r *result) figures() []figure {
+	perCPU := figure{metricCPU, false, (*sample).perCPU}
+	rate := figure{metricRate, false, perSecond}
+	pss := figure{metricPSS, true, func(s *sample) float64 { return float64(s.pss) }}
+	if r.kind == load.Bulk {
+		perCPU.metric, rate.metric = metricBytes, metricThrough
+		return []figure{perCPU, rate, pss}
+	}
+	quantiles := []figure{
+		{metricP50, true, func(s *sample) float64 { return s.P50.Seconds() }},
+		{metricP99, true, p99},
+		{metricP999, true, func(s *sample) float64 { return s.P999.Seconds() }},
+	}
+	if r.rate == 0 {
+		return append([]figure{perCPU, rate, pss}, quantiles...)
+	}
+	out := []figure{perCPU, pss}
+	for _, q := range quantiles {
+		base := median(r.samples[direct], q.read)
+		out = append(out, q, figure{added + q.metric, true, func(s *sample) float64 { return max(q.read(s)-base, 0) }})
+	}
+	return out
+}
+
+// rows compares with one peer.
+func (r *result) rows(peer string) []row {
+	ours, theirs := r.samples[ours], r.samples[peer]
+	if len(ours) == 0 || len(theirs) == 0 {
+		return nil
+	}
+	var out []row
+	for _, f := range r.figures() {
+		ratio := func(a, b float64) float64 {
+			if f.less {
+				a, b = b, a
+			}
+			return a / b
+		}
+		x := row{
+			Scenario: r.scenario, Variant: r.variant, Peer: peer, Metric: f.metric, Ours: median(ours, f.read), Theirs: median(theirs, f.read),
+			OurBusy: median(ours, (*sample).busy), TheirBusy: median(theirs, (*sample).busy),
+		}
+		x.Ratio = ratio(x.Ours, x.Theirs)
+		var rounds []float64
+		for i := range min(len(ours), len(theirs)) {
+			rounds = append(rounds, ratio(f.read(&ours[i]), f.read(&theirs[i])))
+		}
+		x.Spread = (slices.Max(rounds) - slices.Min(rounds)) / 2 / x.Ratio
+		if math.IsNaN(x.Ratio) || math.IsInf(x.Ratio, 0) || math.IsNaN(x.Spread) || math.IsInf(x.Spread, 0) {
+			continue // nothing was added that could be compared
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// find looks a row up.
+func (t *table) find(scenario, variant, peer, metric string) *row {
+	i := slices.IndexFunc(t.Rows, func(r row) bool {
+		return r.Scenario == scenario && r.Variant == variant && r.Peer == peer && r.Metric == metric
+	})
+	if i < 0 {
+		return nil
+	}
+	return &t.Rows[i]
+}
+
+// markdown writes the table for people.
+func (t *table) markdown(peers []string, results []*result) string {
+	var b strings.Builder
+	var versions []string
+	for _, p := range peers {
+		versions = append(versions, p+" "+t.Machine.Versions[p])
+	}
+	fmt.Fprintf(&b, "Measured %s at commit `%s` on %s (%d cores, Linux %s), %s, beside %s. ", t.Date.Format(time.DateOnly), t.Commit,
+		t.Machine.CPU, t.Machine.Cores, t.Machine.Kernel, t.Machine.Go, strings.Join(versions, ", "))
+	fmt.Fprintf(&b, "%d interleaved rounds of %g s; medians. Load and services on one core, the proxy alone on another.\n\n", t.Rounds, t.Seconds)
+	b.WriteString("CPU per operation (per GB for bulk), and how many times as much the peer needs; ± is half the spread of the rounds. " +
+		"More than 1 × means that we are ahead.\n\n")
+	t.part(&b, peers, results, metricCPU)
+	b.WriteString("\nLatency (p99 of each operation; at a fixed rate what the proxy adds to the p99 of no proxy), and how many times as " +
+		"much the peer's is.\n\n")
+	t.part(&b, peers, results, metricP99)
+	b.WriteString("\nMemory right after (PSS), and how many times as much the peer has.\n\n")
+	t.part(&b, peers, results, metricPSS)
+	if len(t.Failed) > 0 {
+		b.WriteString("\nFailed measurements:\n\n")
+		for _, f := range t.Failed {
+			b.WriteString("- " + f + "\n")
+		}
+	}
+	return b.String()
+}
+
+// part writes the table of one metric, or of what stands for it in a variant.
+func (t *table) part(b *strings.Builder, peers []string, results []*result, metric string) {
+	b.WriteString("| scenario | load | Lateen |")
+	for _, p := range peers {
+		b.WriteString(" " + p + " | × |")
+	}
+	b.WriteString(" core used: ours, theirs |\n| --- | --- | ---: |" + strings.Repeat(" ---: | ---: |", len(peers)) + " --- |\n")
+	for _, r := range results {
+		name := metric
+		switch {
+		case r.kind == load.Bulk && metric == metricCPU:
+			name = metricBytes
+		case r.rate > 0 && metric == metricP99:
+			name = added + metricP99
+		}
+		var cells, busy []string
+		mine := ""
+		for _, p := range peers {
+			x := t.find(r.scenario, r.variant, p, name)
+			if x == nil {
+				cells = append(cells, "–", "–")
+				busy = append(busy, "–")
+				continue
+			}
+			mine = show(name, x.Ours)
+			cells = append(cells, show(name, x.Theirs), fmt.Sprintf("**%.2f** ± %.0f %%", x.Ratio, 100*x.Spread))
+			busy = append(busy, percent(x.TheirBusy))
+			if len(busy) == 1 {
+				busy = []string{percent(x.OurBusy), percent(x.TheirBusy)}
+			}
+		}
+		if mine == "" {
+			continue
+		}
+		variant := r.variant
+		if r.rate > 0 && !strings.Contains(variant, "/s") {
+			variant += " = " + strconv.FormatFloat(r.rate, 'f', 0, 64) + "/s"
+		}
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", r.scenario, variant, mine, strings.Join(cells, " | "), strings.Join(busy, ", "))
+	}
+}
+
+func percent(share float64) string { return fmt.Sprintf("%.0f %%", 100*share) }
+
+// show writes a figure for people.
+func show(metric string, v float64) string {
+	switch metric {
+	case metricCPU:
+		return fmt.Sprintf("%.2f µs", 1e6/v)
+	case metricBytes:
+		return fmt.Sprintf("%.2f s/GB", 1e9/v)
+	case metricPSS:
+		return fmt.Sprintf("%.1f MiB", v/(1<<20))
+	}
+	return fmt.Sprintf("%.2f ms", cmp.Or(v, 0)*1e3)
+}

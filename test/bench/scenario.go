@@ -1,0 +1,131 @@
+package main
+
+import (
+	"slices"
+	"time"
+
+	"github.com/lateen-mesh/lateen/test/bench/load"
+)
+
+// scenario is one way in which the proxies are used. The first variant is the usual one, which is profiled.
+type scenario struct {
+	name, about string
+	services    []service
+	variants    []variant
+}
+
+// service is what stands behind the proxies, and how they are told to speak: protocols as Istio names them.
+type service struct {
+	load.Service
+	downstream, upstream string
+}
+
+// variant is one load of a scenario.
+type variant struct {
+	name    string
+	service int // index in the scenario's
+	job     load.Job
+	// share is the rate as a part of what the slowest peer can do with that job; 0: as the job says.
+	share float64
+}
+
+const (
+	kib = 1 << 10
+	// page is the size of the usual answer, and message that of the usual message.
+	page    = kib
+	message = kib
+)
+
+func http1Service(size int) []service {
+	return []service{{load.Service{Kind: load.ServeHTTP1, Size: size}, "HTTP", "HTTP"}}
+}
+
+func http1Load(connections, size int) load.Job {
+	return load.Job{Kind: load.HTTP1, Connections: connections, Size: size}
+}
+
+func grpcLoad(kind string, connections, streams int) load.Job {
+	return load.Job{Kind: kind, Connections: connections, Streams: streams, Size: page}
+}
+
+// scenarios lists all, in the order of the table.
+func scenarios() []scenario {
+	rate := func(perSecond float64) load.Job {
+		j := http1Load(32, page)
+		j.Rate = perSecond
+		return j
+	}
+	return []scenario{
+		{"h1", "HTTP/1.1 keep-alive, 1 KiB answers", http1Service(page), []variant{
+			{name: "64", job: http1Load(64, page)}, {name: "1", job: http1Load(1, page)},
+			{name: "16", job: http1Load(16, page)}, {name: "256", job: http1Load(256, page)},
+		}},
+		{"h1-64k", "HTTP/1.1 keep-alive, 64 KiB answers", http1Service(64 * kib), []variant{{name: "64", job: http1Load(64, 64*kib)}}},
+		{"h1-close", "HTTP/1.1, a client connection for each request", http1Service(page), []variant{
+			{name: "16", job: load.Job{Kind: load.Close, Connections: 16, Size: page}},
+		}},
+		{"h1-rate", "HTTP/1.1 keep-alive on 32 connections at a fixed rate", http1Service(page), []variant{
+			{name: "3000/s", job: rate(3000)}, {name: "60%", job: rate(0), share: 0.6},
+		}},
+		{
+			"grpc", "gRPC unary calls, connections × streams",
+			[]service{{load.Service{Kind: load.ServeGRPC, Size: page}, "GRPC", "GRPC"}},
+			[]variant{{name: "8x16", job: grpcLoad(load.GRPC, 8, 16)}, {name: "64x1", job: grpcLoad(load.GRPC, 64, 1)}},
+		},
+		{
+			"grpc-stream", "gRPC messages there and back on open streams",
+			[]service{{load.Service{Kind: load.ServeStream, Size: message}, "GRPC", "GRPC"}},
+			[]variant{{name: "8x16", job: grpcLoad(load.Stream, 8, 16)}},
+		},
+		{
+			"h2-h1", "gRPC-shaped HTTP/2 in, HTTP/1.1 out",
+			[]service{{load.Service{Kind: load.ServeHTTP1, Size: page}, "HTTP2", "HTTP"}},
+			[]variant{{name: "8x16", job: grpcLoad(load.HTTP2, 8, 16)}},
+		},
+		{
+			"l4", "TCP: bulk from the service, 1 KiB ping-pong, a connection for each echo of 100 bytes",
+			[]service{{load.Service{Kind: load.ServeSource}, "TCP", "TCP"}, {load.Service{Kind: load.ServeEcho}, "TCP", "TCP"}},
+			[]variant{
+				{name: "bulk", job: load.Job{Kind: load.Bulk, Connections: 4}},
+				{name: "ping-1", service: 1, job: load.Job{Kind: load.Ping, Connections: 1, Size: message}},
+				{name: "ping-64", service: 1, job: load.Job{Kind: load.Ping, Connections: 64, Size: message}},
+				{name: "connect", service: 1, job: load.Job{Kind: load.Connect, Connections: 16, Size: 100}},
+			},
+		},
+	}
+}
+
+// chosen are the scenarios that are asked for, "name" or "name/variant" each; all if none is.
+func (cfg *config) chosen() []scenario {
+	var out []scenario
+	for _, sc := range scenarios() {
+		if len(cfg.scenarios) == 0 {
+			out = append(out, sc)
+			continue
+		}
+		var variants []variant
+		for _, v := range sc.variants {
+			if slices.Contains(cfg.scenarios, sc.name) || slices.Contains(cfg.scenarios, sc.name+"/"+v.name) {
+				variants = append(variants, v)
+			}
+		}
+		if sc.variants = variants; len(variants) > 0 {
+			out = append(out, sc)
+		}
+	}
+	return out
+}
+
+// known reports whether a scenario, or one variant of it, is called so.
+func known(name string) bool { return len((&config{scenarios: []string{name}}).chosen()) > 0 }
+
+func scenarioNames() []string {
+	var out []string
+	for _, s := range scenarios() {
+		out = append(out, s.name)
+	}
+	return out
+}
+
+// warm is how long each load runs before it counts.
+const warm = 500 * time.Millisecond
