@@ -1,10 +1,12 @@
-# make build | demo | test | quick | lint | fuzz | bench | fix; `make test` is everything, on a fresh machine.
+# make build | demo | test | quick | lint | fuzz | bench | profile | fix; `make test` is everything, on a fresh machine.
 SHELL := /bin/bash -o pipefail
 BIN   := lateen lateend lateen-proxy
 TOOL   = go tool -modfile=tools/go.mod
 FUZZTIME ?= 3000x
+SCENARIO ?= h1
+OUT      ?= bin/profile
 
-.PHONY: build demo test quick lint fuzz bench fix setup clean
+.PHONY: build demo test quick lint fuzz bench microbench profile fix setup clean
 
 build: $(BIN:%=bin/%) bin/bookinfo
 bin/bookinfo: FORCE
@@ -33,8 +35,15 @@ lint:
 fuzz: ## each fuzz target for some executions
 	@tools/fuzz $(FUZZTIME)
 
-bench:
+bench: ## our proxy beside Envoy, HAProxy and nginx
+	@tools/setup-bench
+	go run ./test/bench -markdown bin/bench.md -plot bin/bench.svg -json bin/bench.json && cat bin/bench.md
+
+microbench: ## functions by themselves
 	go test -run '^$$' -bench . -benchmem -benchtime 1s ./...
+
+profile: ## where our proxy's time goes: make profile SCENARIO=h1 [OUT=dir]
+	go run ./test/bench -for 10s -scenario $(SCENARIO) -profile $(OUT)
 
 fix:
 	gofmt -s -w . && $(TOOL) golangci-lint run --fix ./...
