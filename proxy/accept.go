@@ -7,10 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
-	"strings"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -40,8 +37,12 @@ func (p *Proxy) open(run func(string, func(context.Context) error)) error {
 		}
 	}
 	p.gateways.p = p
+	run("gateway ports", p.gateways.run)
 	return p.openAdmin(run)
 }
+
+// errLoopEnded is why nothing can be opened when the proxy ends.
+var errLoopEnded = errors.New("the event loop has stopped")
 
 // listen opens one listening socket for each worker (SO_REUSEPORT) and begins to accept. opened is told of each
 // listener, on its worker's loop.
@@ -62,9 +63,11 @@ func (p *Proxy) listen(addr netip.AddrPort, accept func(*worker, *loop.Conn), op
 			}
 			done <- err
 		}) {
-			return errors.New("the event loop has stopped")
+			_ = unix.Close(fd)
+			return errLoopEnded
 		}
 		if err := <-done; err != nil {
+			_ = unix.Close(fd)
 			return fmt.Errorf("listen on %s: %w", addr, err)
 		}
 	}
@@ -110,7 +113,11 @@ func (p *Proxy) socket(addr netip.AddrPort, i int) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("listen on %s: %w", addr, err)
 	}
-	return fd, unix.Listen(fd, backlog)
+	if err := unix.Listen(fd, backlog); err != nil {
+		_ = unix.Close(fd)
+		return 0, listenError(addr, err)
+	}
+	return fd, nil
 }
 
 // listenError says what to do about the usual causes.
@@ -119,7 +126,9 @@ func listenError(addr netip.AddrPort, err error) error {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("listen on %s: %w; another process of this network namespace has the port: find it with `ss -ltnp 'sport = :%d'`, or run the workload in a namespace of its own with `lateen run`", addr, err, addr.Port())
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("listen on %s: %w; ports below %s need CAP_NET_BIND_SERVICE or a lower net.ipv4.ip_unprivileged_port_start", addr, err, "1024")
+		return fmt.Errorf("listen on %s: %w; ports below 1024 need CAP_NET_BIND_SERVICE or a lower net.ipv4.ip_unprivileged_port_start", addr, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("listen on %s: %w; no interface of this network namespace has the address: see `ip addr`", addr, err)
 	}
 	return fmt.Errorf("listen on %s: %w", addr, err)
 }
@@ -150,67 +159,6 @@ func (w *worker) acceptInbound(c *loop.Conn) {
 	}
 	s := w.newSession(c, dst)
 	s.findListener(plan.ListenerInbound)
-}
-
-// gateways are the listeners of a gateway: opened, obeyed and closed as the plan says.
-type gateways struct {
-	p  *Proxy
-	mu sync.Mutex
-	// open is the port of each listener that is open, and how to close it on its workers.
-	open map[string]*gatewayPort
-}
-
-type gatewayPort struct {
-	bind netip.AddrPort
-	mu   sync.Mutex
-	list map[*worker]*loop.Listener
-}
-
-// update is told the names of the listeners that are in force.
-func (g *gateways) update(names []string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.open == nil {
-		g.open = map[string]*gatewayPort{}
-	}
-	for name, port := range g.open {
-		l, state := g.p.table.Listener(name)
-		if slices.Contains(names, name) && state == table.Ready && l.Plan.Bind == port.bind {
-			continue
-		}
-		port.close()
-		delete(g.open, name)
-	}
-	for _, name := range names {
-		if g.open[name] != nil || !strings.HasPrefix(name, plan.ListenerGateway) {
-			continue
-		}
-		l, state := g.p.table.Listener(name)
-		if state != table.Ready {
-			continue
-		}
-		port := &gatewayPort{bind: l.Plan.Bind, list: map[*worker]*loop.Listener{}}
-		if err := g.p.listen(l.Plan.Bind, func(w *worker, c *loop.Conn) { w.acceptGateway(c, name) }, port.opened); err != nil {
-			g.p.cfg.Logger.Error("a gateway's port is not open", "listener", name, "cause", err)
-			continue
-		}
-		g.open[name] = port
-		g.p.cfg.Logger.Info("gateway port open", "listener", name, "bind", l.Plan.Bind)
-	}
-}
-
-func (p *gatewayPort) opened(w *worker, l *loop.Listener) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.list[w] = l
-}
-
-func (p *gatewayPort) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for w, l := range p.list {
-		w.loop.Post(l.Close)
-	}
 }
 
 // acceptGateway takes a connection from outside.

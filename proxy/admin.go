@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -46,6 +47,8 @@ type Status struct {
 	Refused   string    `json:"refused,omitempty"`
 	RSSMiB    float64   `json:"rss_mib"`
 	PID       int       `json:"pid"`
+	// Ports are those of a gateway.
+	Ports []PortStatus `json:"ports,omitempty"`
 }
 
 // Status returns the present state.
@@ -53,6 +56,7 @@ func (p *Proxy) Status() Status {
 	s := Status{
 		Name: p.cfg.Name, Namespace: p.cfg.Namespace, Role: p.cfg.Role, Identity: p.self.identity, Connected: p.connected.Load(),
 		Draining: p.draining.Load(), RSSMiB: rssMiB(), PID: os.Getpid(),
+		Ports: p.gateways.status(),
 	}
 	if at := p.readyAt.Load(); at > 0 {
 		s.Ready, s.ReadyMS = true, float64(at)/float64(time.Millisecond)
@@ -87,7 +91,6 @@ func rssMiB() float64 {
 
 // openAdmin opens the admin page (loopback and Unix socket), the metrics and the health ports.
 func (p *Proxy) openAdmin(run func(string, func(context.Context) error)) error {
-	mux := p.adminMux()
 	metrics := http.NewServeMux()
 	metrics.Handle("GET /stats/prometheus", p.metricsHandler())
 	metrics.Handle("GET /metrics", p.metricsHandler())
@@ -103,13 +106,13 @@ func (p *Proxy) openAdmin(run func(string, func(context.Context) error)) error {
 	}
 	serve := func(l net.Listener, h http.Handler) {
 		listeners = append(listeners, l)
-		run("admin", func(ctx context.Context) error { return serveHTTP(ctx, l, h) })
+		run("admin", func(ctx context.Context) error { return p.serveHTTP(ctx, l, h) })
 	}
 	for _, a := range []struct {
 		addr netip.AddrPort
 		h    http.Handler
 	}{
-		{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), PortAdmin), mux},
+		{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), PortAdmin), p.adminTCP()},
 		{netip.AddrPortFrom(netip.IPv6Unspecified(), PortMetrics), metrics},
 		{netip.AddrPortFrom(netip.IPv6Unspecified(), PortHealth), health},
 	} {
@@ -128,7 +131,7 @@ func (p *Proxy) openAdmin(run func(string, func(context.Context) error)) error {
 		if err := os.Chmod(path, 0o600); err != nil {
 			return fail(fmt.Errorf("protect the admin socket: %w", err))
 		}
-		serve(l, mux)
+		serve(l, p.adminSocket())
 	}
 	if fd, ok := p.cfg.Inherited["admin"]; ok {
 		f := os.NewFile(uintptr(fd), "admin")
@@ -137,13 +140,20 @@ func (p *Proxy) openAdmin(run func(string, func(context.Context) error)) error {
 		if err != nil {
 			return fail(fmt.Errorf("take the admin socket that was handed in: %w", err))
 		}
-		serve(l, mux)
+		if l.Addr().Network() == "unix" {
+			serve(l, p.adminSocket())
+		} else {
+			serve(l, p.adminTCP())
+		}
 	}
 	return nil
 }
 
-func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: adminTimeout, IdleTimeout: time.Minute}
+func (p *Proxy) serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{
+		Handler: h, ReadHeaderTimeout: adminTimeout, IdleTimeout: time.Minute,
+		ErrorLog: slog.NewLogLogger(p.logs.loops.Handler(), slog.LevelWarn), // it tells of clients' faults
+	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -184,19 +194,66 @@ func (p *Proxy) serveReady(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-func (p *Proxy) adminMux() *http.ServeMux {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", p.servePage)
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, p.Status()) })
-	mux.HandleFunc("GET /config", p.serveConfig)
-	mux.HandleFunc("GET /edges", p.serveEdges)
-	mux.HandleFunc("GET /ready", p.serveReady)
-	mux.Handle("GET /stats/prometheus", p.metricsHandler())
+// adminTCP is the admin page for a TCP port, which any user of the machine, and any web page that one of them looks at,
+// can reach. It answers only who calls the machine by address or as localhost, because a page of a name that is made to
+// point here (DNS rebinding) can read the answers; and changes nothing for the pages of other origins. Profiles, which
+// slow the proxy down and show what is in it, are on the Unix socket only.
+func (p *Proxy) adminTCP() http.Handler {
+	mux := p.adminMux(false)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !isLocal(r.Host) {
+			http.Error(w, fmt.Sprintf("host %q is not served: use localhost, an IP address or the Unix socket", r.Host), http.StatusMisdirectedRequest)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// isLocal reports whether a Host field names this machine in a way that no name server has a say in.
+func isLocal(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	} else if strings.HasPrefix(host, "[") {
+		host = strings.TrimSuffix(host[1:], "]")
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	_, err := netip.ParseAddr(host)
+	return err == nil
+}
+
+// adminSocket is the admin page for the Unix socket, which only its owner can open.
+func (p *Proxy) adminSocket() http.Handler {
+	mux := p.adminMux(true)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return mux
 }
+
+// adminMux has what both have. What changes something is reached by POST only.
+func (p *Proxy) adminMux(profiles bool) *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { p.servePage(w, profiles) })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, p.Status()) })
+	mux.HandleFunc("GET /config", p.serveConfig)
+	mux.HandleFunc("GET /edges", p.serveEdges)
+	mux.HandleFunc("GET /ready", p.serveReady)
+	mux.Handle("GET /stats/prometheus", p.metricsHandler())
+	mux.Handle("POST /reopen_logs", http.NewCrossOriginProtection().Handler(http.HandlerFunc(p.serveReopen)))
+	return mux
+}
+
+// serveReopen is Envoy's POST /reopen_logs.
+func (p *Proxy) serveReopen(w http.ResponseWriter, _ *http.Request) {
+	p.ReopenLogs()
+	_, _ = io.WriteString(w, "OK\n")
+}
+
+// ReopenLogs has the files of access logs opened anew, after a log rotation has moved them away. It does not wait for
+// that. Any goroutine may call it.
+func (p *Proxy) ReopenLogs() { p.logs.reopen() }
 
 func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
@@ -283,12 +340,16 @@ a{margin-right:1.2rem}.ok{color:#1a8f5a}.no{color:#c0392b}</style>
 <dl><dt>role<dd>{{.Role}}<dt>identity<dd>{{.Identity}}<dt>certificate until<dd>{{.Expires.Format "2006-01-02 15:04:05 MST"}}
 <dt>control plane<dd class="{{if .Connected}}ok">connected{{else}}no">away; the last orders stay in force{{end}}
 <dt>orders<dd>{{.Resources}} resources, newest of {{.Updated.Format "15:04:05"}}{{if .Refused}}<dt>refused<dd class="no">{{.Refused}}{{end}}
-<dt>memory<dd>{{printf "%.1f" .RSSMiB}} MiB resident</dl>
-<p><a href="/config?text">orders as text</a><a href="/config">as JSON</a><a href="/edges">traffic</a><a href="/stats/prometheus">metrics</a><a href="/status">status</a><a href="/debug/pprof/">profiles</a></p>`))
+{{range .Ports}}<dt>port<dd class="{{if .Open}}ok">{{.Bind}} open{{else}}no">{{.Bind}} not open: {{.Cause}}{{end}}
+{{end}}<dt>memory<dd>{{printf "%.1f" .RSSMiB}} MiB resident</dl>
+<p><a href="/config?text">orders as text</a><a href="/config">as JSON</a><a href="/edges">traffic</a><a href="/stats/prometheus">metrics</a><a href="/status">status</a>{{if .Profiles}}<a href="/debug/pprof/">profiles</a>{{end}}</p>`))
 
-func (p *Proxy) servePage(w http.ResponseWriter, _ *http.Request) {
+func (p *Proxy) servePage(w http.ResponseWriter, profiles bool) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	if err := page.Execute(w, p.Status()); err != nil {
-		p.cfg.Logger.Warn("admin page", "cause", err)
+	if err := page.Execute(w, struct {
+		Status
+		Profiles bool
+	}{p.Status(), profiles}); err != nil {
+		p.logs.loops.Warn("admin page", "cause", err)
 	}
 }
