@@ -2,7 +2,8 @@
 //
 // In: its configuration, proxy.Config as JSON, from a file, or from standard input so that its join token is never
 // seen on a disk or a command line; then connections, and orders from the control plane. Out: bytes to where the
-// orders say, and its log on standard error. SIGTERM and SIGINT end it after the open connections, or some seconds.
+// orders say, and its log on standard error. SIGTERM and SIGINT end it after the open connections, or some seconds;
+// SIGUSR1 has the access logs opened anew after a log rotation.
 package main
 
 import (
@@ -60,6 +61,7 @@ func run(ctx context.Context, path string, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	defer onRotation(p.ReopenLogs)()
 	return p.Run(ctx)
 }
 
