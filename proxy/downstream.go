@@ -136,6 +136,7 @@ func (d *downstream) sweep(now time.Time) {
 
 func (d *downstream) gone() {
 	delete(d.w.downstreams, d)
+	d.s.left = true
 	d.w.connectionGone()
 }
 

@@ -92,6 +92,7 @@ func startRig(t *testing.T, change ...func(*Config)) *rig {
 	var group sync.WaitGroup
 	p.logs.start(ctx, &group)
 	p.spans.start(ctx, &group)
+	p.startHosts(ctx, &group)
 	for range cfg.Loops {
 		w, err := p.newWorker()
 		if err != nil {

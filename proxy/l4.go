@@ -28,6 +28,7 @@ type tcpDial struct {
 	ep      *balance.Endpoint
 	addr    netip.AddrPort
 	dialing *dialing
+	leave   func() // stops waiting for the cluster's addresses
 	began   time.Time
 	done    func(c *loop.Conn, why telemetry.Reason, err error)
 }
@@ -55,7 +56,16 @@ func (d *tcpDial) try() {
 		d.done(nil, why, fmt.Errorf("cluster %q: %s", d.choice.Name, why))
 		return
 	}
+	if t.unresolved {
+		var err error
+		if d.leave, err = w.p.hosts.await(w, t.cluster, d.try); err != nil {
+			d.done(nil, telemetry.PendingOverflow, fmt.Errorf("cluster %q: %w", d.choice.Name, err))
+		}
+		return
+	}
+	d.leave = nil
 	t.tcp = true
+	t.tell(d.s)
 	d.ep, d.addr = t.ep, t.addr
 	if !t.cluster.AcquireConnection() {
 		d.done(nil, telemetry.ConnectionLimit, fmt.Errorf("cluster %q has its limit of connections", d.choice.Name))
@@ -83,6 +93,10 @@ func (d *tcpDial) connected(c *loop.Conn, why telemetry.Reason, err error) {
 }
 
 func (d *tcpDial) cancel() {
+	if d.leave != nil {
+		d.leave()
+		d.leave = nil
+	}
 	if d.dialing != nil {
 		d.dialing.cancel()
 		d.dialing = nil

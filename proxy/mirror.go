@@ -71,6 +71,7 @@ func (w *worker) sendCopy(x *exchange, c *table.Choice) {
 		return
 	}
 	t.http2 = x.wantsHTTP2Of(c.Cluster)
+	t.tell(x.d.s)
 	m := &mirrored{w: w, body: append([]byte(nil), x.copyBody...)}
 	m.req.CopyFrom(&x.req)
 	a := w.takeAttempt()

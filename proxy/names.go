@@ -23,11 +23,7 @@ const nameWait = 3 * time.Second
 
 // openDNS opens the sidecar's name server.
 func (p *Proxy) openDNS(run func(string, func(context.Context) error)) error {
-	upstreams := p.cfg.Resolvers
-	if len(upstreams) == 0 {
-		upstreams = resolvConf("/etc/resolv.conf")
-	}
-	s := dns.New(dns.Config{Lookup: p.lookup, Upstreams: upstreams, Dial: p.dialer().DialContext, Zone: "cluster.local", Logger: p.cfg.Logger})
+	s := dns.New(dns.Config{Lookup: p.lookup, Upstreams: p.nameServers(), Dial: p.dialer().DialContext, Zone: "cluster.local", Logger: p.cfg.Logger})
 	// Loopback addresses, not wildcards: an answer must leave from the address that the question was sent to.
 	for _, ip := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		addr := netip.AddrPortFrom(ip, PortDNS)
@@ -43,6 +39,14 @@ func (p *Proxy) openDNS(run func(string, func(context.Context) error)) error {
 		run("DNS", func(ctx context.Context) error { return s.Run(ctx, udp, tcp) })
 	}
 	return nil
+}
+
+// nameServers lists the DNS servers behind the mesh.
+func (p *Proxy) nameServers() []string {
+	if len(p.cfg.Resolvers) > 0 {
+		return p.cfg.Resolvers
+	}
+	return resolvConf("/etc/resolv.conf")
 }
 
 // dialer makes connections of the proxy's own, which its capture rules let pass.

@@ -36,6 +36,12 @@ type poolKey struct {
 	addr  netip.AddrPort
 	http2 bool
 	mtls  bool
+	// client is for whom the connection is, where the endpoint was told: nobody else may use it.
+	client *session
+	// first: addr is not looked at, since connections are to outlive a change of the address.
+	first bool
+	// parked: those in it wait for addresses.
+	parked bool
 }
 
 // pool is a worker's connections to one endpoint.
@@ -67,12 +73,23 @@ type upstream struct {
 
 // acquire finds or makes a connection for an attempt, which is told by ready or failed, perhaps at once.
 func (w *worker) acquire(t target, a *attempt) {
-	key := poolKey{plan: t.cluster.Plan(), addr: t.addr, http2: t.http2, mtls: t.ep != nil && t.ep.Plan().MTLS}
+	if t.unresolved {
+		w.park(t, a)
+		return
+	}
+	if a.x != nil {
+		t.tell(a.x.d.s)
+	}
+	key := poolKey{plan: t.cluster.Plan(), addr: t.addr, http2: t.http2, mtls: t.ep != nil && t.ep.Plan().MTLS, client: t.client}
+	if key.plan.Discovery == plan.DiscoverDNSFirst {
+		key.addr, key.first = netip.AddrPort{}, true
+	}
 	p := w.pools[key]
 	if p == nil {
-		p = &pool{w: w, key: key, t: t}
+		p = &pool{w: w, key: key}
 		w.pools[key] = p
 	}
+	p.t = t // the endpoint may have gone and come back, or have another address
 	p.used = w.loop.Now()
 	for _, u := range p.multi {
 		if !u.retired && u.h2.Available() > 0 {
@@ -204,6 +221,12 @@ func (u *upstream) hand(a *attempt) {
 	reused := u.requests > 0
 	u.requests++
 	u.used = u.pool.w.loop.Now()
+	if u.pool.key.first {
+		a.t.addr = u.c.RemoteAddr() // perhaps an older one than that of the endpoint
+		if a.x != nil {
+			a.x.rec.target = a.t
+		}
+	}
 	a.ready(u, reused)
 	if limit := u.pool.key.plan.Limits.RequestsPerConnection; limit > 0 && u.requests >= limit {
 		u.retire()
@@ -304,8 +327,8 @@ func (w *worker) sweepPools(now time.Time) {
 		if idle == 0 {
 			idle = upstreamIdle
 		}
-		if now := w.p.table.Cluster(key.plan.Name); now == nil || now.Plan() != key.plan {
-			idle = 0 // the orders have changed
+		if p.outdated() {
+			idle = 0
 		}
 		for _, u := range slices.Clone(p.idle) {
 			if now.Sub(u.used) >= idle || old(u, now) {
@@ -327,6 +350,15 @@ func (w *worker) sweepPools(now time.Time) {
 			delete(w.pools, key)
 		}
 	}
+}
+
+// outdated reports whether nobody will ask for the pool's connections any more: the orders have changed, the endpoint
+// has left or the client has.
+func (p *pool) outdated() bool {
+	now := p.w.p.table.Cluster(p.key.plan.Name)
+	return now == nil || now.Plan() != p.key.plan ||
+		p.t.ep != nil && p.t.ep.Gone() && !p.key.first ||
+		p.key.client != nil && p.key.client.left
 }
 
 func old(u *upstream, now time.Time) bool {

@@ -121,6 +121,7 @@ type Proxy struct {
 	workers []*worker
 	logs    logFiles
 	spans   *spans
+	hosts   *hosts
 	tls     tlsConfigs
 	self    self
 	started time.Time
@@ -230,6 +231,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	p.logs.start(live, &group)
 	p.spans.start(live, &group)
+	p.startHosts(live, &group)
 	if err := p.open(run); err != nil {
 		stop()
 		group.Wait()

@@ -67,7 +67,8 @@ type session struct {
 	early  *early // the server side, asked before the client spoke
 	hello  hello.Info
 	ended  bool
-	unread int // bytes that have arrived so far
+	left   bool // HTTP was spoken, and the connection is closed
+	unread int  // bytes that have arrived so far
 }
 
 // stage is how far the treatment of a connection is decided.

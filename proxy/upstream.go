@@ -23,6 +23,9 @@ type target struct {
 	http2   bool // what to speak there, where the cluster leaves it open
 	tcp     bool // bytes, not HTTP
 	source  netip.Addr
+	client  *session // for whom; nil unless the endpoint is to be told by the PROXY protocol
+	// unresolved: the cluster is known by host names that have not been looked up; there is no address yet.
+	unresolved bool
 }
 
 // peer reports whether a proxy of the mesh is at the other end, proven by mutual TLS.
@@ -55,8 +58,19 @@ func (w *worker) target(c *balance.Cluster, dst netip.AddrPort, p pick) (target,
 		}
 		t.addr = dst
 	default:
+		var cause error
+		if byHost(c.Plan()) {
+			var found bool
+			if found, cause = w.p.hosts.look(c, w.loop.Now()); !found {
+				t.unresolved = true
+				return t, telemetry.None
+			}
+		}
 		ep, ok := c.Pick(balance.Pick{Hash: p.hash, HasHash: p.hasHash, Tried: p.tried, Rand: w.rnd.Uint32(), Now: w.loop.Now()})
-		if !ok {
+		switch {
+		case !ok && cause != nil:
+			return t, telemetry.DNSFailure
+		case !ok:
 			return t, telemetry.NoHealthyEndpoint
 		}
 		t.ep, t.addr = ep, ep.Plan().Address
@@ -65,6 +79,13 @@ func (w *worker) target(c *balance.Cluster, dst netip.AddrPort, p pick) (target,
 		t.source = bindSource(s, t.addr)
 	}
 	return t, telemetry.None
+}
+
+// tell has the endpoint be told, if that is ordered, for whom the connection is.
+func (t *target) tell(s *session) {
+	if t.cluster.Plan().ProxyProtocol != 0 {
+		t.client = s
+	}
 }
 
 // bindSource is the source address by which an application knows that a connection comes from its own proxy.
@@ -119,6 +140,9 @@ func (d *dialing) connected(c *loop.Conn, err error) {
 	}
 	d.c = c
 	c.SetHandler(d)
+	if s := d.t.client; s != nil {
+		c.Write(appendProxyHeader(nil, d.t.cluster.Plan().ProxyProtocol, s.src, s.dst))
+	}
 	cfg, err := d.w.p.clientTLS(d.t)
 	if err != nil {
 		d.fail(telemetry.TLSFailure, err)
