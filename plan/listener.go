@@ -151,9 +151,10 @@ const (
 	ClientCertAppendForward                   // inbound sidecar: append our view
 	ClientCertSanitizeSet                     // gateway: replace by our view
 	ClientCertSanitize                        // remove
+	ClientCertForward                         // pass on what a client says that has shown a certificate, else remove
 )
 
-var clientCertNames = [...]string{"leave", "append", "replace", "remove"}
+var clientCertNames = [...]string{"leave", "append", "replace", "remove", "forward"}
 
 // String returns the treatment's name in lower case.
 func (c ClientCert) String() string { return clientCertNames[c] }

@@ -94,7 +94,7 @@ func (e *encoder) manager(p *plan.Listener, c *plan.Chain) (*listener.Filter, er
 	} else {
 		m.ServerName = h.ServerName
 	}
-	clientCert(m, h.ForwardClientCert)
+	clientCert(m, h.ForwardClientCert, p.Direction == plan.Gateway)
 	if err := e.routeOf(m, c); err != nil {
 		return nil, err
 	}
@@ -106,7 +106,8 @@ func (e *encoder) manager(p *plan.Listener, c *plan.Chain) (*listener.Filter, er
 	return networkFilter(filterManager, m), nil
 }
 
-func clientCert(m *hcm.HttpConnectionManager, how plan.ClientCert) {
+// clientCert says what to do with x-forwarded-client-cert; whole: our view holds the certificate itself.
+func clientCert(m *hcm.HttpConnectionManager, how plan.ClientCert, whole bool) {
 	switch how {
 	case plan.ClientCertAppendForward:
 		m.ForwardClientCertDetails = hcm.HttpConnectionManager_APPEND_FORWARD
@@ -115,11 +116,14 @@ func clientCert(m *hcm.HttpConnectionManager, how plan.ClientCert) {
 	case plan.ClientCertSanitize:
 		m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
 		return
+	case plan.ClientCertForward:
+		m.ForwardClientCertDetails = hcm.HttpConnectionManager_FORWARD_ONLY
+		return
 	default:
 		m.ForwardClientCertDetails = hcm.HttpConnectionManager_ALWAYS_FORWARD_ONLY
 		return
 	}
 	m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{
-		Subject: wrapperspb.Bool(true), Dns: true, Uri: true,
+		Subject: wrapperspb.Bool(true), Dns: true, Uri: true, Cert: whole,
 	}
 }

@@ -67,7 +67,7 @@ var enums = map[reflect.Type]uint64{
 	reflect.TypeFor[plan.MatchKind]():         uint64(plan.MatchPath),
 	reflect.TypeFor[plan.Direction]():         uint64(plan.Gateway),
 	reflect.TypeFor[plan.TLSMode]():           uint64(plan.TLSMesh),
-	reflect.TypeFor[plan.ClientCert]():        uint64(plan.ClientCertSanitize),
+	reflect.TypeFor[plan.ClientCert]():        uint64(plan.ClientCertForward),
 	reflect.TypeFor[plan.PathNormalization](): uint64(plan.PathDecodeAndMergeSlashes),
 	reflect.TypeFor[plan.TracingProvider]():   uint64(plan.TracingOTLP),
 	reflect.TypeFor[plan.Discovery]():         uint64(plan.DiscoverNothing),
