@@ -106,9 +106,10 @@ func (x *exchange) redirect() {
 	x.answerWith(telemetry.Redirect, x.rule.Plan.Redirect.Code, "", func(h *stream.Head) { h.Add([]byte("location"), location) })
 }
 
-// redirectHTTPS sends the client to the same place over TLS.
+// redirectHTTPS sends the client to the same place over TLS. As with Envoy (require_tls) the authority stays as the
+// client wrote it, port included: whoever serves plaintext on a port of his own redirects by a rule, which can name one.
 func (x *exchange) redirectHTTPS() {
-	location := "https://" + string(x.query.Host) + string(x.req.Path())
+	location := "https://" + string(x.req.Authority()) + string(x.req.Path())
 	x.answerWith(telemetry.Redirect, 301, "", func(h *stream.Head) { h.AddString("location", location) })
 }
 
@@ -125,6 +126,10 @@ func (x *exchange) respond(a *attempt, h *stream.Head, end bool) {
 	x.rec.upstream(x, a, h, end)
 	if !a.t.peer() {
 		h.Del(reasonField) // only a proxy of the mesh may say why
+	}
+	if !x.rec.completed.IsZero() { // as Envoy: of an answer to half a request it says nothing
+		x.w.scratch = strconv.AppendInt(x.w.scratch[:0], x.rec.responded.Sub(x.rec.completed).Milliseconds(), 10)
+		h.Set("x-envoy-upstream-service-time", x.w.scratch)
 	}
 	x.editResponse(h)
 	x.down.SendHead(h, end)

@@ -287,7 +287,7 @@ func (x *exchange) decide(v *table.VirtualHost, rule *table.Rule) {
 	if !x.authorized() {
 		return
 	}
-	if v != nil && v.Plan.RequireTLS && !x.d.s.secured || x.d.s.chain.Plan.TLS.RedirectHTTPS && !x.d.s.secured {
+	if !x.cameSecured() && (v != nil && v.Plan.RequireTLS || x.d.s.chain.Plan.TLS.RedirectHTTPS) {
 		x.redirectHTTPS()
 		return
 	}
@@ -311,6 +311,15 @@ func (x *exchange) decide(v *table.VirtualHost, rule *table.Rule) {
 	x.prepare()
 	x.mirror()
 	x.fault()
+}
+
+// cameSecured reports whether the client used TLS, with us or, as they say, with the believed proxies in front of us.
+func (x *exchange) cameSecured() bool {
+	if x.d.s.secured || x.d.http.TrustedHops == 0 {
+		return x.d.s.secured
+	}
+	proto, _ := x.req.Get("x-forwarded-proto")
+	return string(proto) == "https"
 }
 
 // authorized judges the request and answers it if it is denied.
@@ -416,13 +425,15 @@ func (x *exchange) wantsHTTP2Of(cluster *balance.Cluster) bool {
 	}
 }
 
-// startTimeout bounds the rest of the exchange, once the request is complete and its rule known: by the rule's
-// timeout, or by the client's own for gRPC if that is shorter (Istio: maxGrpcTimeout is the rule's timeout).
+// startTimeout bounds the rest of the exchange, once the request is complete and on its way to a cluster: by the rule's
+// timeout, or by the client's own for gRPC if that is shorter (Istio: maxGrpcTimeout is the rule's timeout). A delay that
+// is injected comes before and is not part of it.
 func (x *exchange) startTimeout() {
-	if x.timed || x.tunnel || x.choice == nil {
+	if x.timed || x.tunnel || x.cluster == nil {
 		return
 	}
 	x.timed = true
+	x.rec.completed = x.w.loop.Now()
 	var d time.Duration
 	if x.rule != nil {
 		d = x.rule.Plan.Timeout

@@ -19,9 +19,13 @@ const (
 func (x *exchange) prepare() {
 	h, http := &x.req, x.d.http
 	x.identify()
+	if x.d.s.listener.Plan.Direction == plan.Gateway {
+		dropInternal(h)
+	}
 	x.clientCert(h, http.ForwardClientCert)
 	x.peerRequest(h, http)
 	x.trace(h)
+	x.operation(h)
 	rule := x.rule
 	if rule == nil {
 		return
@@ -35,11 +39,57 @@ func (x *exchange) prepare() {
 	if rw := rule.Plan.Rewrite; rw != nil {
 		x.rec.originalPath = append(x.rec.originalPath[:0], h.Path()...)
 		if rw.Path != "" || rw.Prefix != "" || rw.Regex != "" {
+			h.Set("x-envoy-original-path", h.Path())
 			x.w.scratch = rule.Rewrite(x.w.scratch[:0], x.query.Path, x.query.Query)
 			h.SetPath(x.w.scratch)
 		}
 		if rw.Authority != "" {
 			h.SetAuthorityString(rw.Authority)
+		}
+	}
+}
+
+// internalFields are what proxies of a mesh say to, and order of, one another in requests. As an Envoy at the edge does
+// ("HTTP header sanitizing"), a gateway takes them from nobody outside.
+var internalFields = [...]string{
+	"x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node",
+	"x-envoy-expected-rq-timeout-ms", "x-envoy-external-address", "x-envoy-force-trace", "x-envoy-hedge-on-per-try-timeout",
+	"x-envoy-internal", "x-envoy-ip-tags", "x-envoy-max-retries", "x-envoy-original-host", "x-envoy-original-path",
+	"x-envoy-original-url", "x-envoy-retriable-header-names", "x-envoy-retriable-status-codes", "x-envoy-retry-grpc-on",
+	"x-envoy-retry-on", "x-envoy-upstream-alt-stat-name", "x-envoy-upstream-rq-per-try-timeout-ms",
+	"x-envoy-upstream-rq-timeout-alt-response", "x-envoy-upstream-rq-timeout-ms",
+}
+
+// dropInternal takes them out of a request; mostly there are none.
+func dropInternal(h *stream.Head) {
+	const prefix = "x-envoy-"
+	for i := range h.Len() {
+		if name, _ := h.At(i); len(name) > len(prefix) && stream.EqualFold(name[:len(prefix)], prefix) {
+			for _, f := range internalFields {
+				h.Del(f)
+			}
+			return
+		}
+	}
+}
+
+// operationField carries the name of a client's span to the proxy of the server, whose span is then called alike.
+const operationField = "x-envoy-decorator-operation"
+
+// operation exchanges the names of spans as Envoy does: only where spans are made.
+func (x *exchange) operation(h *stream.Head) {
+	switch {
+	case !x.traced:
+	case x.d.s.listener.Plan.Direction != plan.Inbound:
+		if x.rule != nil && x.rule.Plan.Operation != "" {
+			h.SetString(operationField, x.rule.Plan.Operation)
+		}
+	default:
+		if name, has := h.Get(operationField); has {
+			if x.span.Decision.Recorded() {
+				x.rec.operation = string(name)
+			}
+			h.Del(operationField)
 		}
 	}
 }
@@ -127,24 +177,26 @@ func (x *exchange) requestID(h *stream.Head) {
 // clientCert tells the application who called, in x-forwarded-client-cert.
 func (x *exchange) clientCert(h *stream.Head, how plan.ClientCert) {
 	const field = "x-forwarded-client-cert"
-	switch how {
-	case plan.ClientCertLeave:
-		return
-	case plan.ClientCertSanitize:
-		h.Del(field)
+	if how == plan.ClientCertLeave {
 		return
 	}
 	value := x.d.xfcc()
-	if len(value) == 0 {
-		h.Del(field)
+	if how == plan.ClientCertSanitize || len(value) == 0 {
+		h.Del(field) // without mutual TLS nobody has vouched for what the field says
 		return
 	}
-	if old, has := h.Get(field); has && how == plan.ClientCertAppendForward {
-		x.w.scratch = append(append(append(x.w.scratch[:0], old...), ','), value...)
+	switch how {
+	case plan.ClientCertForward:
+	case plan.ClientCertAppendForward:
+		x.w.scratch = appendJoined(x.w.scratch[:0], h, field)
+		if len(x.w.scratch) > 0 {
+			x.w.scratch = append(x.w.scratch, ',')
+		}
+		x.w.scratch = append(x.w.scratch, value...)
 		h.Set(field, x.w.scratch)
-		return
+	default:
+		h.Set(field, value)
 	}
-	h.Set(field, value)
 }
 
 // peerRequest exchanges workload metadata with the proxies of the mesh: what the client's said is kept for
@@ -171,18 +223,22 @@ func (x *exchange) meshBound() bool {
 		x.choice.Cluster.Plan().Discovery == plan.DiscoverEndpoints
 }
 
-// peerResponse keeps our metadata out of what leaves the mesh.
+// peerResponse keeps what proxies tell one another out of what leaves the mesh.
 func (x *exchange) peerResponse(h *stream.Head) {
 	if x.d.s.listener.Plan.Direction != plan.Inbound {
 		h.Del(peerField)
 		h.Del(peerIDField)
+		if x.traced {
+			h.Del(operationField) // an Envoy before the server says it in responses too
+		}
 	}
 }
 
-// hashRequest computes the input of consistent hashing.
+// hashRequest computes the input of consistent hashing: the chosen cluster's own, else the rule's, which has those of
+// all its clusters.
 func (x *exchange) hashRequest() {
 	on := x.rule.Plan.HashOn
-	if len(on) == 0 && x.choice.Cluster != nil {
+	if x.choice.Cluster != nil && len(x.choice.Cluster.Plan().Balance.HashOn) > 0 {
 		on = x.choice.Cluster.Plan().Balance.HashOn
 	}
 	for _, in := range on {

@@ -1,12 +1,8 @@
 package proxy
 
 import (
-	"crypto/sha256"
-	"crypto/tls"
 	"encoding/base64"
-	"encoding/hex"
 	"sort"
-	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -184,15 +180,3 @@ func field(p []byte, want protowire.Number) (out []byte) {
 }
 
 func structString(value []byte) string { return string(field(value, 3)) }
-
-// clientCertField is an element of x-forwarded-client-cert, as Envoy writes it.
-func clientCertField(by string, state *tls.ConnectionState, uri string) []byte {
-	out := []byte("By=" + by)
-	if state != nil && len(state.PeerCertificates) > 0 {
-		sum := sha256.Sum256(state.PeerCertificates[0].Raw)
-		out = append(out, ";Hash="...)
-		out = hex.AppendEncode(out, sum[:])
-		out = append(out, ";Subject="+strconv.Quote(state.PeerCertificates[0].Subject.String())...)
-	}
-	return append(append(out, ";URI="...), uri...)
-}

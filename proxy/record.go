@@ -28,7 +28,9 @@ type record struct {
 	target        target
 	attempts      int
 	upstreamLocal netip.AddrPort
+	completed     time.Time // when the request was complete and its rule known
 	responded     time.Time // when the upstream's head arrived
+	operation     string    // what the client's proxy calls its span, if a span is made here
 	source        telemetry.PeerRef
 	originalPath  []byte
 	newCookie     []byte
@@ -304,15 +306,6 @@ func (r *connRecord) init(d *downstream) {
 	if d.s.meshed {
 		r.source = telemetry.Peer{Principal: d.s.peer.String(), Namespace: d.s.peer.Namespace}.Ref()
 	}
-}
-
-// xfcc is our view of the client's certificate, in Envoy's form: By, Hash, Subject, URI.
-func (d *downstream) xfcc() []byte {
-	if !d.s.meshed || d.rec.xfcc != nil {
-		return d.rec.xfcc
-	}
-	d.rec.xfcc = clientCertField(d.w.p.self.identity, d.c.TLS(), d.s.peer.String())
-	return d.rec.xfcc
 }
 
 // recordBadRequest tells of what was no request.

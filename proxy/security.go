@@ -1,12 +1,18 @@
 package proxy
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/lateen-mesh/lateen/identity"
@@ -273,4 +279,74 @@ func (p *Proxy) clientMaterial(t *plan.ClientTLS) (chain, key, roots []byte, err
 		}
 	}
 	return chain, key, roots, nil
+}
+
+// xfcc is our view of the client's certificate, made once for a connection; empty if the client showed none.
+func (d *downstream) xfcc() []byte {
+	if d.rec.xfcc != nil {
+		return d.rec.xfcc
+	}
+	state := d.c.TLS()
+	if state == nil || len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	by := ""
+	if d.s.meshed {
+		by = d.w.p.self.identity
+	}
+	d.rec.xfcc = certElement(by, state.PeerCertificates[0], d.s.listener.Plan.Direction == plan.Gateway)
+	return d.rec.xfcc
+}
+
+// certElement is an element of x-forwarded-client-cert as Envoy writes it ("HTTP header manipulation"): who it is
+// shown to, if that has a URI, then the certificate's Hash, at a gateway the Cert itself, its Subject, first URI and DNS
+// names. Subject and URI are there even if they are empty.
+func certElement(by string, leaf *x509.Certificate, whole bool) []byte {
+	var out []byte
+	if by != "" {
+		out = append(appendCertValue(append(out, "By="...), by), ';')
+	}
+	sum := sha256.Sum256(leaf.Raw)
+	out = hex.AppendEncode(append(out, "Hash="...), sum[:])
+	if whole {
+		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw})
+		escape := strings.NewReplacer("\n", "%0A", " ", "%20", "+", "%2B", "/", "%2F", "=", "%3D")
+		out = append(append(append(out, `;Cert="`...), escape.Replace(string(text))...), '"')
+	}
+	var subject pkix.RDNSequence
+	if _, err := asn1.Unmarshal(leaf.RawSubject, &subject); err != nil {
+		subject = nil // crypto/x509 has parsed it before
+	}
+	// What RFC 4514 section 2.4 escapes needs no other escapes here.
+	out = append(appendVisible(append(out, `;Subject="`...), subject.String()), `";URI=`...)
+	if len(leaf.URIs) > 0 {
+		out = appendCertValue(out, leaf.URIs[0].String())
+	}
+	for _, name := range leaf.DNSNames {
+		out = appendCertValue(append(out, ";DNS="...), name)
+	}
+	return out
+}
+
+// appendCertValue appends a value, in quotes if it has what separates keys, values and elements: a client that can
+// choose the names in its certificate must not forge another one's element.
+func appendCertValue(dst []byte, s string) []byte {
+	special := func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`,;="\`, r) }
+	if !strings.ContainsFunc(s, special) {
+		return append(dst, s...)
+	}
+	s = strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s)
+	return append(appendVisible(append(dst, '"'), s), '"')
+}
+
+// appendVisible appends a text with the bytes that a field's value must not have, or that are not ASCII, as \XX.
+func appendVisible(dst []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= 0x7f {
+			dst = fmt.Appendf(dst, `\%02X`, c)
+		} else {
+			dst = append(dst, c)
+		}
+	}
+	return dst
 }

@@ -117,7 +117,8 @@ func (x *exchange) report(took time.Duration) {
 	if x.d.s.listener.Plan.Direction == plan.Inbound {
 		s.Kind, peer = trace.Server, x.d.s.src
 	}
-	if x.rule != nil {
+	s.Name = r.operation
+	if x.rule != nil && s.Name == "" {
 		s.Name = x.rule.Plan.Operation
 	}
 	id, _ := x.req.Get("x-request-id")

@@ -206,6 +206,12 @@ func (h *Head) Set(name string, value []byte) {
 	h.append(field{name: n, value: h.put(value)})
 }
 
+// SetString is Set for a string.
+func (h *Head) SetString(name, value string) {
+	h.del(name, 0)
+	h.AddString(name, value)
+}
+
 // Del removes every field called name, which must be lower case, and reports whether there was one.
 func (h *Head) Del(name string) bool { return h.mayHave(name) && h.del(name, 0) }
 
