@@ -194,6 +194,18 @@ func TestSecondControlPlane(t *testing.T) {
 	newBench(t, cfg) // the first has let go
 }
 
+// TestHolder: the number of a process means nothing in another namespace.
+func TestHolder(t *testing.T) {
+	for text, want := range map[string]string{
+		"12 " + namespace() + "\n": "process 12",
+		"12 pid:[1]\n":             "process 12 of the namespace pid:[1]",
+	} {
+		if got := holderOf(strings.NewReader(text)); got != want {
+			t.Errorf("%q is held by %q, want %q", text, got, want)
+		}
+	}
+}
+
 // TestMissingFolder starts on a folder of configuration that is not there.
 func TestMissingFolder(t *testing.T) {
 	base := t.TempDir()

@@ -14,8 +14,8 @@ import (
 // locks are held for a control plane's life, by the kernel, so that they end with it however it ends.
 type locks []*os.File
 
-// pidMax bounds what is read of a lock file: the decimal number of the process that holds it.
-const pidMax = 20
+// holderMax bounds what is read of a lock file, which says who holds it.
+const holderMax = 100
 
 // takeLocks makes sure that nobody else writes in the state folder or serves the API's socket.
 func takeLocks(cfg *Config) (locks, error) {
@@ -27,7 +27,7 @@ func takeLocks(cfg *Config) (locks, error) {
 		f, err := takeLock(l.path)
 		if busy, ok := errors.AsType[*busyError](err); ok {
 			held.release()
-			return nil, fmt.Errorf("%s belongs to another control plane, process %s; end that one, or name another with %s", l.what, busy.holder, l.flag)
+			return nil, fmt.Errorf("%s belongs to another control plane, %s; end that one, or name another with %s", l.what, busy.holder, l.flag)
 		}
 		if err != nil {
 			held.release()
@@ -48,9 +48,28 @@ func (l locks) release() {
 // busyError says who holds a lock.
 type busyError struct{ holder string }
 
-func (e *busyError) Error() string { return "held by process " + e.holder }
+func (e *busyError) Error() string { return "held by " + e.holder }
 
-// takeLock locks a file (flock(2)) and writes this process's number into it.
+// namespace is the one in which this process has its number (pid_namespaces(7)), as lsns(8) lists it.
+func namespace() string {
+	name, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return "pid:[?]" // /proc is not there
+	}
+	return name
+}
+
+// holderOf reads a lock file: "process 12", and where it has that number if that is not here.
+func holderOf(f io.Reader) string {
+	text, _ := io.ReadAll(io.LimitReader(f, holderMax))
+	pid, in, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	if in == namespace() {
+		return "process " + pid
+	}
+	return "process " + pid + " of the namespace " + in
+}
+
+// takeLock locks a file (flock(2)) and writes into it who this process is.
 func takeLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -58,14 +77,13 @@ func takeLock(path string) (*os.File, error) {
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		text, _ := io.ReadAll(io.LimitReader(f, pidMax))
-		err = &busyError{strings.TrimSpace(string(text))}
+		err = &busyError{holderOf(f)}
 	}
 	if err == nil {
 		err = f.Truncate(0)
 	}
 	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+" "+namespace()+"\n"), 0)
 	}
 	if err != nil {
 		_ = f.Close()
