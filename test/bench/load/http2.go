@@ -156,6 +156,9 @@ func (h *http2) handle(kind, flags byte, id uint32, p []byte) error {
 	if flags&flagPadded != 0 && kind <= frameHeaders {
 		return errPadding
 	}
+	if len(p) < least(kind) {
+		return fmt.Errorf("a frame of type %d with %d bytes", kind, len(p))
+	}
 	switch kind {
 	case frameHeaders:
 		h.ends.headers(id, flags&flagEndStream != 0)
@@ -188,6 +191,17 @@ func (h *http2) handle(kind, flags byte, id uint32, p []byte) error {
 		}
 	}
 	return nil
+}
+
+// least is how many bytes a frame of a type must have.
+func least(kind byte) int {
+	switch kind {
+	case frameReset, frameWindowUpdate:
+		return 4
+	case frameGoAway:
+		return 8
+	}
+	return 0
 }
 
 func (h *http2) settings(p []byte) error {

@@ -125,19 +125,17 @@ func (r *run) connect() error {
 // measure runs the loop through the warming and what counts.
 func (r *run) measure() (Result, error) {
 	var out Result
-	begin := int64(r.job.Warm)
-	end := begin + int64(r.job.For)
 	for r.err == nil {
 		now := r.now()
 		switch {
-		case !r.counts && now >= begin:
+		case !r.counts && now >= int64(r.job.Warm):
 			used, own, err := r.cpu()
 			if err != nil {
 				return out, err
 			}
 			r.counts, r.started, r.ops, r.hist = true, r.now(), 0, histogram{}
 			out.CPU, out.Own = -used, -own
-		case r.counts && now >= end:
+		case r.counts && now-r.started >= int64(r.job.For):
 			return r.result(out)
 		}
 		r.wait(r.pace())
