@@ -136,11 +136,7 @@ func (a *asking) balance(c *plan.Cluster, s *mesh.Service, policy mesh.TrafficPo
 		if h.Maglev {
 			c.Balance.Algorithm = plan.Maglev
 		}
-		on := plan.HashOn{Header: strings.ToLower(h.Header), Query: h.Query, SourceIP: h.SourceIP}
-		if k := h.Cookie; k != nil {
-			on.Cookie, on.CookiePath, on.CookieTTL = k.Name, k.Path, k.TTL
-		}
-		c.Balance.HashOn = []plan.HashOn{on}
+		c.Balance.HashOn = []plan.HashOn{hashOn(h)}
 	}
 }
 

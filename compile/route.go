@@ -118,10 +118,12 @@ func defaultRetry() *plan.Retry {
 
 // defaultRule sends everything to the service.
 func (a *asking) defaultRule(s *mesh.Service, port uint16) plan.Rule {
-	return plan.Rule{
+	r := plan.Rule{
 		Name: "default", Clusters: []plan.WeightedCluster{{Cluster: clusterName(port, "", s.Host)}}, Retry: a.retry(nil),
 		Operation: s.Host + ":" + strconv.Itoa(int(port)) + "/*", Origin: origin(s.Origin, 0),
 	}
+	a.hashed(&r)
+	return r
 }
 
 // rules compiles the HTTP rules of a route for one gateway (or the mesh) and port.
@@ -247,6 +249,7 @@ func (a *asking) action(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch, po
 		p.Direct, p.Retry = &plan.DirectResponse{Code: rule.Direct.Status, Body: rule.Direct.Body}, nil
 	default:
 		p.Clusters = a.destinations(rule.Routes, port)
+		a.hashed(&p)
 		p.Operation = a.operation(r, rule, m, port)
 	}
 	if w := rule.Rewrite; w != nil {

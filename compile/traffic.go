@@ -1,6 +1,10 @@
 package compile
 
 import (
+	"reflect"
+	"slices"
+	"strings"
+
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/plan"
 )
@@ -129,6 +133,41 @@ func overlay(base, over mesh.TrafficPolicy) mesh.TrafficPolicy {
 		base.RetryBudget = over.RetryBudget
 	}
 	return base
+}
+
+func hashOn(h *mesh.ConsistentHash) plan.HashOn {
+	out := plan.HashOn{Header: strings.ToLower(h.Header), Query: h.Query, SourceIP: h.SourceIP}
+	if k := h.Cookie; k != nil {
+		out.Cookie, out.CookiePath, out.CookieTTL = k.Name, k.Path, k.TTL
+	}
+	return out
+}
+
+// hashed gives a rule the hash inputs of its clusters, each once, for clients that hash before they choose a cluster, as
+// gRPC's do (gRFC A42). Where the hash says which endpoint it is, a retry may go there again (Istio leaves the
+// predicate out).
+func (a *asking) hashed(r *plan.Rule) {
+	for _, c := range r.Clusters {
+		port, subset, host, ok := splitCluster(c.Cluster)
+		if !ok {
+			continue
+		}
+		s := a.Service(a.namespace, host)
+		if s == nil || s.Headless && a.role == Sidecar {
+			continue
+		}
+		b := a.traffic(s).merged(subset, port).Balance
+		if b == nil || b.ConsistentHash == nil {
+			continue
+		}
+		on := hashOn(b.ConsistentHash)
+		if !slices.ContainsFunc(r.HashOn, func(x plan.HashOn) bool { return reflect.DeepEqual(x, on) }) {
+			r.HashOn = append(r.HashOn, on)
+		}
+	}
+	if len(r.HashOn) > 0 && r.Retry != nil {
+		r.Retry.AvoidPrevious = false
+	}
 }
 
 // subset returns the labels of a service's subset; known is false if no policy defines it. The empty subset is

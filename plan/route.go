@@ -49,7 +49,8 @@ type Rule struct {
 	Fault   *Fault
 	Mirrors []Mirror
 	CORS    *CORS
-	// HashOn are the consistent-hash inputs in order; used by clusters that balance by hash.
+	// HashOn are the consistent-hash inputs in order, used by clusters that balance by hash and have none of their own,
+	// and by clients that hash before they choose a cluster.
 	HashOn []HashOn
 	// Operation names the client span: "reviews.default.svc.cluster.local:9080/*".
 	Operation string
