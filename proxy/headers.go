@@ -234,12 +234,19 @@ func (x *exchange) peerResponse(h *stream.Head) {
 	}
 }
 
-// hashRequest computes the input of consistent hashing: the chosen cluster's own, else the rule's, which has those of
-// all its clusters.
+// hashRequest computes the input of consistent hashing where the chosen cluster balances by it: by what the cluster says,
+// else by what the rule says, which may speak of other clusters too.
 func (x *exchange) hashRequest() {
-	on := x.rule.Plan.HashOn
-	if x.choice.Cluster != nil && len(x.choice.Cluster.Plan().Balance.HashOn) > 0 {
-		on = x.choice.Cluster.Plan().Balance.HashOn
+	if x.choice.Cluster == nil {
+		return
+	}
+	b := &x.choice.Cluster.Plan().Balance
+	if b.Algorithm != plan.RingHash && b.Algorithm != plan.Maglev {
+		return
+	}
+	on := b.HashOn
+	if len(on) == 0 {
+		on = x.rule.Plan.HashOn
 	}
 	for _, in := range on {
 		switch {

@@ -259,3 +259,25 @@ func TestDelayIsNoTime(t *testing.T) {
 		}
 	}
 }
+
+// TestHashInputs: a cluster that balances by hash has its own inputs before the rule's; any other one has none, so that
+// no cookie is made for it.
+func TestHashInputs(t *testing.T) {
+	session := time.Duration(0)
+	cookie := func(name string) []plan.HashOn { return []plan.HashOn{{Cookie: name, CookieTTL: &session}} }
+	for _, tt := range []struct {
+		balance plan.Balance
+		want    string
+	}{
+		{plan.Balance{}, ""},
+		{plan.Balance{Algorithm: plan.RingHash}, "rule"},
+		{plan.Balance{Algorithm: plan.Maglev, HashOn: cookie("cluster")}, "cluster"},
+	} {
+		s := backend(t, func(http.ResponseWriter, *http.Request) {})
+		r := newRig(t, to("c", func(p *plan.Rule) { p.HashOn = cookie("rule") }), clusterOf(func(c *plan.Cluster) { c.Balance = tt.balance }, s)...)
+		res, _ := r.get("/")
+		if name, _, _ := strings.Cut(res.Header.Get("Set-Cookie"), "="); res.StatusCode != 200 || name != tt.want {
+			t.Errorf("%s: %s, cookie %q, want %q", tt.balance.Algorithm, res.Status, name, tt.want)
+		}
+	}
+}
