@@ -38,6 +38,7 @@ type poolKey struct {
 	mtls  bool
 	// client is for whom the connection is, where the endpoint was told: nobody else may use it.
 	client *session
+	sni    string // the server's name where the request says it
 	// first: addr is not looked at, since connections are to outlive a change of the address.
 	first bool
 	// parked: those in it wait for addresses.
@@ -79,8 +80,11 @@ func (w *worker) acquire(t target, a *attempt) {
 	}
 	if a.x != nil {
 		t.tell(a.x.d.s)
+		t.askFor(&a.x.req)
+	} else {
+		t.askFor(&a.copied.req)
 	}
-	key := poolKey{plan: t.cluster.Plan(), addr: t.addr, http2: t.http2, mtls: t.ep != nil && t.ep.Plan().MTLS, client: t.client}
+	key := poolKey{plan: t.cluster.Plan(), addr: t.addr, http2: t.http2, mtls: t.ep != nil && t.ep.Plan().MTLS, client: t.client, sni: t.sni}
 	if key.plan.Discovery == plan.DiscoverDNSFirst {
 		key.addr, key.first = netip.AddrPort{}, true
 	}
@@ -148,9 +152,15 @@ func (p *pool) connected(c *loop.Conn, counted bool, why telemetry.Reason, err e
 	p.serve(u)
 }
 
+// speaksHTTP2 heeds what the server has chosen to speak, if that says it.
 func (p *pool) speaksHTTP2(c *loop.Conn) bool {
-	if state := c.TLS(); state != nil && state.NegotiatedProtocol != "" && state.NegotiatedProtocol != alpnTCP {
-		return state.NegotiatedProtocol == alpnHTTP2 || state.NegotiatedProtocol == "h2"
+	if state := c.TLS(); state != nil {
+		switch state.NegotiatedProtocol {
+		case alpnHTTP2, "h2":
+			return true
+		case alpnHTTP11, alpnHTTP10, "http/1.1", "http/1.0":
+			return false
+		}
 	}
 	return p.key.http2
 }

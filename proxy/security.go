@@ -131,7 +131,7 @@ func (k *pairOf) config(base *tls.Config, t *plan.ServerTLS, cert tls.Certificat
 	return cfg, nil
 }
 
-// verifyNames demands one of the names of a client certificate.
+// verifyNames demands one of the names of the peer's certificate.
 func verifyNames(cs tls.ConnectionState, names []string) error {
 	if len(cs.PeerCertificates) == 0 {
 		return nil // optional, and there is none
@@ -144,7 +144,10 @@ func verifyNames(cs tls.ConnectionState, names []string) error {
 	if slices.ContainsFunc(have, func(n string) bool { return slices.Contains(names, n) }) {
 		return nil
 	}
-	return fmt.Errorf("the client's certificate is for %v, want one of %v", have, names)
+	if slices.ContainsFunc(names, func(n string) bool { return cert.VerifyHostname(n) == nil }) {
+		return nil // an address, or by a wildcard in the certificate
+	}
+	return fmt.Errorf("the peer's certificate is for %v, want one of %v", have, names)
 }
 
 // material reads the certificate and the clients' roots that a chain names.

@@ -2,13 +2,16 @@ package proxy
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/balance"
 	"github.com/lateen-mesh/lateen/proxy/loop"
+	"github.com/lateen-mesh/lateen/proxy/stream"
 	"github.com/lateen-mesh/lateen/telemetry"
 )
 
@@ -24,6 +27,7 @@ type target struct {
 	tcp     bool // bytes, not HTTP
 	source  netip.Addr
 	client  *session // for whom; nil unless the endpoint is to be told by the PROXY protocol
+	sni     string   // the server's name where the plan leaves it to the request; empty: the plan's
 	// unresolved: the cluster is known by host names that have not been looked up; there is no address yet.
 	unresolved bool
 }
@@ -235,24 +239,77 @@ func (p *Proxy) clientTLS(t target) (*tls.Config, error) {
 		}
 		mode = plan.ClientTLSMesh
 	}
-	switch mode {
-	case plan.ClientTLSNone:
+	if mode == plan.ClientTLSNone {
 		return nil, nil
-	case plan.ClientTLSMesh:
-		alpn := meshHTTP1
-		if t.tcp {
-			alpn = meshTCP
-		} else if t.http2 {
-			alpn = meshHTTP2
-		}
-		return p.meshClient(t, alpn)
-	default:
-		alpn := plainH1
-		if t.tcp {
-			alpn = nil
-		} else if t.http2 {
-			alpn = plainH2
-		}
-		return p.ordinaryClient(t.cluster.Plan(), alpn)
 	}
+	mesh := mode == plan.ClientTLSMesh
+	alpn := t.cluster.Plan().TLS.ALPN
+	if len(alpn) == 0 {
+		alpn = t.alpn(mesh)
+	}
+	if mesh {
+		return p.meshClient(t, alpn)
+	}
+	cfg, err := p.ordinaryClient(t.cluster.Plan(), alpn)
+	if err != nil || cfg.ServerName != "" {
+		return cfg, err
+	}
+	return t.serverName(cfg), nil
+}
+
+// alpn lists the protocols to offer by what is to be spoken.
+func (t *target) alpn(mesh bool) []string {
+	switch {
+	case mesh && t.tcp:
+		return meshTCP
+	case mesh && t.http2:
+		return meshHTTP2
+	case mesh:
+		return meshHTTP1
+	case t.tcp:
+		return nil
+	case t.http2:
+		return plainH2
+	}
+	return plainH1
+}
+
+// askFor has the server named by the host of a request if the plan names none, as for a host with a wildcard (Envoy:
+// auto_sni and auto_san_validation).
+func (t *target) askFor(h *stream.Head) {
+	tls := &t.cluster.Plan().TLS
+	if tls.SNI != "" || tls.Mode != plan.ClientTLSSimple && tls.Mode != plan.ClientTLSMutual {
+		return
+	}
+	host, _ := splitHost(h.Authority())
+	t.sni = strings.ToLower(strings.Trim(string(host), "[]"))
+}
+
+// serverName completes a configuration that names no server: by the request's host, which the certificate must bear
+// unless the plan lists its names. Of byte streams no name is known, so that any certificate of the roots will do.
+func (t target) serverName(cfg *tls.Config) *tls.Config {
+	orders := &t.cluster.Plan().TLS
+	cfg = cfg.Clone()
+	cfg.ServerName = t.sni
+	if orders.InsecureSkipVerify || len(orders.Identities) > 0 || t.sni != "" && cfg.VerifyConnection == nil {
+		return cfg
+	}
+	roots, before := cfg.RootCAs, cfg.VerifyConnection
+	cfg.InsecureSkipVerify = true // VerifyConnection below verifies the chain and the name.
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		leaf := state.PeerCertificates[0]
+		if before != nil {
+			if err := before(state); err != nil || t.sni == "" {
+				return err
+			}
+			return leaf.VerifyHostname(t.sni)
+		}
+		o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
+		for _, c := range state.PeerCertificates[1:] {
+			o.Intermediates.AddCert(c)
+		}
+		_, err := leaf.Verify(o)
+		return err
+	}
+	return cfg
 }
