@@ -66,7 +66,7 @@ func (p *Proxy) serverTLS(c *table.Chain) (*tls.Config, error) {
 }
 
 // ordinaryServer is a gateway's TLS with a certificate of its own. The certificate is looked up at each handshake,
-// so that a new secret needs no new connection.
+// so that a new secret needs no new connection, and on the handshake's goroutine, because it may be read from files.
 func (p *Proxy) ordinaryServer(c *plan.Chain) (*tls.Config, error) {
 	t := &c.TLS
 	cfg := identity.BaseTLS(t.ALPN)
@@ -82,8 +82,10 @@ func (p *Proxy) ordinaryServer(c *plan.Chain) (*tls.Config, error) {
 	if len(t.CipherSuites) > 0 {
 		cfg.CipherSuites = t.CipherSuites
 	}
-	if _, _, err := p.material(t); err != nil {
-		return nil, err
+	if t.Secret != "" { // else files are named, which no event loop may wait for
+		if _, _, err := p.material(t); err != nil {
+			return nil, err
+		}
 	}
 	keep := &pairOf{}
 	cfg.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -216,27 +218,16 @@ func (p *Proxy) meshClient(t target, alpn []string) (*tls.Config, error) {
 	})
 }
 
-// ordinaryClient is TLS as browsers speak it, with a client certificate where one is named.
+// ordinaryClient is TLS as browsers speak it, with a client certificate where one is named. Material in files is read
+// by each handshake, on its goroutine: an event loop must not wait for files, and new ones need no new plan.
 func (p *Proxy) ordinaryClient(c *plan.Cluster, alpn []string) (*tls.Config, error) {
 	return p.tls.client(c, p.table.Secret(c.TLS.Secret), alpn, func() (*tls.Config, error) {
 		cfg := identity.BaseTLS(alpn)
 		cfg.ServerName, cfg.InsecureSkipVerify = c.TLS.SNI, c.TLS.InsecureSkipVerify
-		chain, key, roots, err := p.clientMaterial(&c.TLS)
-		if err != nil {
+		if c.TLS.Secret == "" {
+			useFiles(cfg, &c.TLS)
+		} else if err := useSecret(cfg, &c.TLS, p.table.Secret(c.TLS.Secret)); err != nil {
 			return nil, err
-		}
-		if len(roots) > 0 {
-			cfg.RootCAs = x509.NewCertPool()
-			if !cfg.RootCAs.AppendCertsFromPEM(roots) {
-				return nil, errors.New("the root certificates are not PEM")
-			}
-		}
-		if c.TLS.Mode == plan.ClientTLSMutual {
-			cert, err := tls.X509KeyPair(chain, key)
-			if err != nil {
-				return nil, fmt.Errorf("client certificate: %w", err)
-			}
-			cfg.Certificates = []tls.Certificate{cert}
 		}
 		if names := c.TLS.Identities; len(names) > 0 && !cfg.InsecureSkipVerify {
 			verifyByName(cfg, names)
@@ -246,42 +237,89 @@ func (p *Proxy) ordinaryClient(c *plan.Cluster, alpn []string) (*tls.Config, err
 	})
 }
 
+// rootPool makes a pool of PEM; nil, which means the machine's own roots, of nothing.
+func rootPool(pem []byte) (*x509.CertPool, error) {
+	if len(pem) == 0 {
+		return nil, nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, errors.New("the root certificates are not PEM")
+	}
+	return pool, nil
+}
+
+// useSecret takes the certificate and the roots of a secret, which is nil if there is none.
+func useSecret(cfg *tls.Config, t *plan.ClientTLS, s *plan.Secret) (err error) {
+	if s == nil {
+		return fmt.Errorf("secret %s is not there", t.Secret)
+	}
+	if cfg.RootCAs, err = rootPool(s.Roots); err != nil || t.Mode != plan.ClientTLSMutual {
+		return err
+	}
+	cert, err := tls.X509KeyPair(s.Chain, s.Key)
+	if err != nil {
+		return fmt.Errorf("client certificate: %w", err)
+	}
+	cfg.Certificates = []tls.Certificate{cert}
+	return nil
+}
+
+// useFiles has the handshake read the certificate and the roots that are named by path.
+func useFiles(cfg *tls.Config, t *plan.ClientTLS) {
+	if t.Mode == plan.ClientTLSMutual {
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+			if err != nil {
+				return nil, fmt.Errorf("read clientCertificate and privateKey: %w", err)
+			}
+			return &cert, nil
+		}
+	}
+	if t.CAFile == "" || t.InsecureSkipVerify {
+		return
+	}
+	cfg.InsecureSkipVerify = true // VerifyConnection below verifies the chain and the names.
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		pem, err := os.ReadFile(t.CAFile)
+		if err != nil {
+			return fmt.Errorf("read caCertificates: %w", err)
+		}
+		roots, err := rootPool(pem)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s: %w", t.CAFile, err)
+		case roots == nil:
+			return fmt.Errorf("%s is empty", t.CAFile)
+		case len(t.Identities) > 0:
+			return verifyServer(cs, roots, "", t.Identities)
+		case t.SNI == "":
+			return errors.New("nothing says who the server should be: set sni or subjectAltNames")
+		}
+		return verifyServer(cs, roots, t.SNI, nil)
+	}
+}
+
+// verifyServer demands a chain to the roots, and the DNS name or one of the names, where given.
+func verifyServer(cs tls.ConnectionState, roots *x509.CertPool, dns string, names []string) error {
+	o := x509.VerifyOptions{Roots: roots, DNSName: dns, Intermediates: x509.NewCertPool()}
+	for _, c := range cs.PeerCertificates[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	if _, err := cs.PeerCertificates[0].Verify(o); err != nil {
+		return fmt.Errorf("verify server: %w", err)
+	}
+	if names == nil {
+		return nil
+	}
+	return verifyNames(cs, names)
+}
+
 // verifyByName demands that the server's chain is good and bears one of the names, instead of the server name.
 func verifyByName(cfg *tls.Config, names []string) {
 	roots := cfg.RootCAs
 	cfg.InsecureSkipVerify = true // VerifyConnection below verifies the chain and the names.
-	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
-		o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
-		for _, c := range cs.PeerCertificates[1:] {
-			o.Intermediates.AddCert(c)
-		}
-		if _, err := cs.PeerCertificates[0].Verify(o); err != nil {
-			return fmt.Errorf("verify server: %w", err)
-		}
-		return verifyNames(cs, names)
-	}
-}
-
-func (p *Proxy) clientMaterial(t *plan.ClientTLS) (chain, key, roots []byte, err error) {
-	if t.Secret != "" {
-		s := p.table.Secret(t.Secret)
-		if s == nil {
-			return nil, nil, nil, fmt.Errorf("secret %s is not there", t.Secret)
-		}
-		return s.Chain, s.Key, s.Roots, nil
-	}
-	for _, f := range []struct {
-		path string
-		to   *[]byte
-	}{{t.CertFile, &chain}, {t.KeyFile, &key}, {t.CAFile, &roots}} {
-		if f.path == "" {
-			continue
-		}
-		if *f.to, err = os.ReadFile(f.path); err != nil {
-			return nil, nil, nil, fmt.Errorf("read %s: %w", f.path, err)
-		}
-	}
-	return chain, key, roots, nil
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error { return verifyServer(cs, roots, "", names) }
 }
 
 // xfcc is our view of the client's certificate, made once for a connection; empty if the client showed none.
