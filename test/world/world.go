@@ -77,9 +77,12 @@ func New(ctx context.Context, cfg Config) (*World, error) {
 	if cfg.Network != nil {
 		place, at = cfg.Network.home, cfg.Network.gateway
 	}
-	state := filepath.Join(cfg.Dir, "state")
+	config, state := filepath.Join(cfg.Dir, "config"), filepath.Join(cfg.Dir, "state")
+	if err := os.MkdirAll(config, 0o700); err != nil {
+		return nil, fmt.Errorf("make the folder of configuration: %w", err)
+	}
 	c, err := control.New(control.Config{
-		Dir: filepath.Join(cfg.Dir, "config"), State: state, Listen: netip.AddrPortFrom(at, 0).String(), API: w.api, Logger: cfg.Logger,
+		Dir: config, State: state, Listen: netip.AddrPortFrom(at, 0).String(), API: w.api, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
