@@ -31,6 +31,15 @@ func TestClientRequests(t *testing.T) {
 			s.SendData([]byte("hello"), false)
 			s.SendTrailers(response(0, -1, "X", "y"))
 		}, "POST / HTTP/1.1|Host: a|Transfer-Encoding: chunked||5|hello|0|X: y||"},
+		{"announced trailers beside a length", func(s stream.Sender) {
+			s.SendHead(request("POST", "/", 5, "Trailer", "x"), false)
+			s.SendData([]byte("hello"), false)
+			s.SendTrailers(response(0, -1, "X", "y"))
+		}, "POST / HTTP/1.1|Host: a|Trailer: x|Transfer-Encoding: chunked||5|hello|0|X: y||"},
+		{"no trailers after all", func(s stream.Sender) {
+			s.SendHead(request("POST", "/", 5, "Trailer", "x"), false)
+			s.SendData([]byte("hello"), true)
+		}, "POST / HTTP/1.1|Host: a|Trailer: x|Transfer-Encoding: chunked||5|hello|0||"},
 		{"fields of the connection", func(s stream.Sender) {
 			s.SendHead(request("GET", "/", -1, "Host", "b", "connection", "x", "TE", "trailers", "te", "trailers", "Upgrade", "x", "content-length", "3", "transfer-encoding", "chunked"), true)
 		}, "GET / HTTP/1.1|Host: a|TE: trailers|Connection: TE||"},

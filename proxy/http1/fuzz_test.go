@@ -116,6 +116,9 @@ func roundTripRequest(t *testing.T, k *Codec, h *stream.Head, m *message) {
 	if m.connect || h.ContentLength < 0 && anticipatesContent(h.Method()) && end {
 		h.ContentLength = h2.ContentLength
 	}
+	if m.framing == framingLength && expectsTrailers(h) {
+		m.framing, h.ContentLength = framingChunked, -1
+	}
 	m2.expect = m.expect
 	if got, want := describe(&h2, &m2), describe(h, m); got != want {
 		t.Fatalf("read again %q, was %q", got, want)

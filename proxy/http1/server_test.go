@@ -53,6 +53,19 @@ func TestServerResponses(t *testing.T) {
 			s.SendData([]byte("x"), false)
 			s.SendTrailers(response(0, -1, "a", "b"))
 		}, "HTTP/1.1 200 OK|Content-Length: 1||x", "open"},
+		{"announced trailers beside a length", "GET", func(s stream.Sender) {
+			s.SendHead(response(200, 1, "Trailer", "a"), false)
+			s.SendData([]byte("x"), false)
+			s.SendTrailers(response(0, -1, "a", "b"))
+		}, "HTTP/1.1 200 OK|Trailer: a|Transfer-Encoding: chunked||1|x|0|a: b||", "open"},
+		{"trailers of gRPC", "GET", func(s stream.Sender) {
+			s.SendHead(response(200, 0, "content-type", "application/grpc+proto"), false)
+			s.SendTrailers(response(0, -1, "grpc-status", "0"))
+		}, "HTTP/1.1 200 OK|content-type: application/grpc+proto|Transfer-Encoding: chunked||0|grpc-status: 0||", "open"},
+		{"gRPC-Web has none", "GET", func(s stream.Sender) {
+			s.SendHead(response(200, 1, "content-type", "application/grpc-web"), false)
+			s.SendData([]byte("x"), true)
+		}, "HTTP/1.1 200 OK|content-type: application/grpc-web|Content-Length: 1||x", "open"},
 		{"no body", "GET", func(s stream.Sender) { s.SendHead(response(404, -1), true) }, "HTTP/1.1 404 Not Found|Content-Length: 0||", "open"},
 		{"no reason", "GET", func(s stream.Sender) { s.SendHead(response(799, 0), true) }, "HTTP/1.1 799 |Content-Length: 0||", "open"},
 		{"204", "GET", func(s stream.Sender) { s.SendHead(response(204, 0), true) }, "HTTP/1.1 204 No Content||", "open"},

@@ -104,10 +104,10 @@ func (b *outgoing) writeRequest(k *Codec, conn Conn, h *stream.Head, end bool) F
 		b.framing, length = framingTunnel, -1
 	case length > 0 && end:
 		return FaultSendLength
+	case !end && (length < 0 || expectsTrailers(h)):
+		b.framing, length = framingChunked, -1
 	case length > 0:
 		b.framing, b.left = framingLength, length
-	case length < 0 && !end:
-		b.framing = framingChunked
 	case length < 0 && anticipatesContent(method):
 		length = 0
 	}
@@ -119,6 +119,20 @@ func (b *outgoing) writeRequest(k *Codec, conn Conn, h *stream.Head, end bool) F
 	conn.Write(out)
 	k.keepOutput(out)
 	return faultNone
+}
+
+// expectsTrailers reports whether trailers are to follow a body: they are announced, or the body is gRPC's, whose status
+// is one. Such a body is sent in chunks also where its length is known, which over HTTP/2 goes together with trailers:
+// only chunks have a place for them (RFC 9112 section 7.1.2). Trailers that nobody announced are dropped beside a length,
+// as they may be (RFC 9110 section 6.5.1).
+func expectsTrailers(h *stream.Head) bool {
+	if _, announced := h.Get("trailer"); announced {
+		return true
+	}
+	const grpc = "application/grpc" // and not gRPC-Web, which has its trailers in the body
+	kind, _ := h.Get("content-type")
+	return len(kind) >= len(grpc) && stream.EqualFold(kind[:len(grpc)], grpc) &&
+		(len(kind) == len(grpc) || kind[len(grpc)] == '+' || kind[len(grpc)] == ';')
 }
 
 func isAsterisk(method, path []byte) bool { return string(method) == "OPTIONS" && string(path) == "*" }
@@ -162,12 +176,12 @@ func (b *outgoing) writeResponse(k *Codec, conn Conn, h *stream.Head, to reply, 
 		return FaultSendLength
 	case end:
 		length = 0
-	case length >= 0:
+	case length >= 0 && (to.http10 || !expectsTrailers(h)):
 		b.framing, b.left = framingLength, length
 	case to.http10:
 		b.framing = framingClose
 	default:
-		b.framing = framingChunked
+		b.framing, length = framingChunked, -1
 	}
 	out, f := appendFields(out, h, h.Status == 101, to.close, false)
 	if f != faultNone {
