@@ -101,7 +101,12 @@ func (c *ClientConn) finishDrained() {
 }
 
 func (c *ClientConn) writeHead(x *exchange, h *stream.Head, end bool) {
-	if h.Upgrade && !c.peer.extendedConnect {
+	switch {
+	case h.Upgrade && !c.gotPeer: // whether the server takes it, its SETTINGS say
+		x.held = c.cfg.Memory.takeHead()
+		x.held.CopyFrom(h)
+		return
+	case h.Upgrade && !c.peer.extendedConnect:
 		x.abort(stream.AbortRefused, errNoUpgrade)
 		return
 	}
@@ -139,6 +144,18 @@ func (c *ClientConn) writeHead(x *exchange, h *stream.Head, end bool) {
 	}
 }
 
+// sendHeld sends what was given to x while its head was held back.
+func (x *exchange) sendHeld() {
+	switch {
+	case x.over():
+	case x.pending.n > 0:
+		x.queue()
+	case x.flags&endQueued != 0:
+		x.c.dataHeader(x, 0, 0, true)
+		x.localEnd()
+	}
+}
+
 func (c *ClientConn) unopen(x *exchange) {
 	if i := slices.Index(c.opening, x); i >= 0 {
 		c.opening = slices.Delete(c.opening, i, i+1)
@@ -154,6 +171,14 @@ func (c *ClientConn) ended(x *exchange) {
 }
 
 func (c *ClientConn) settled() {
+	for _, x := range slices.Clone(c.opening) {
+		if h := x.held; h != nil {
+			x.held = nil
+			c.writeHead(x, h, false)
+			c.cfg.Memory.giveHead(h)
+			x.sendHeld()
+		}
+	}
 	if c.Available() > 0 {
 		c.owner.OnRoom(c)
 	}

@@ -238,3 +238,57 @@ func TestClientUpgrade(t *testing.T) {
 		t.Errorf("refused, upgrade %v: %s", no.head.Upgrade, diff)
 	}
 }
+
+// TestClientUpgradeWaits: a request to upgrade waits until the server's SETTINGS say whether it takes one, and what is
+// given to it meanwhile goes out after it.
+func TestClientUpgradeWaits(t *testing.T) {
+	h := request("GET", "/chat", "upgrade", "websocket")
+	h.Upgrade = true
+	tests := []struct {
+		name    string
+		offers  []string
+		between func(s stream.Sender)
+		want    []string // the frames on the stream
+		why     stream.Abort
+	}{
+		{"offered", []string{setting(settingExtendedConnect, 1)}, func(stream.Sender) {}, []string{"head"}, stream.AbortNone},
+		{"with data", []string{setting(settingExtendedConnect, 1)}, func(s stream.Sender) { s.SendData([]byte("hi"), false) }, []string{"head", "data hi"}, stream.AbortNone},
+		{"with data and the end", []string{setting(settingExtendedConnect, 1)}, func(s stream.Sender) {
+			s.SendData([]byte("hi"), false)
+			s.SendData(nil, true)
+		}, []string{"head", "data hi end"}, stream.AbortNone},
+		{"with the end", []string{setting(settingExtendedConnect, 1)}, func(s stream.Sender) { s.SendTrailers(response(0)) }, []string{"head", "data  end"}, stream.AbortNone},
+		{"given up", []string{setting(settingExtendedConnect, 1)}, func(s stream.Sender) { s.Reset(stream.AbortLocal) }, nil, stream.AbortNone},
+		{"not offered", nil, func(s stream.Sender) { s.SendData([]byte("hi"), true) }, nil, stream.AbortRefused},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d := bareDesk(t, Config{})
+			d.conn.out = nil
+			r := d.open(h, false)
+			tt.between(r.s)
+			if fs := d.frames(); len(fs) != 0 || d.c.Active() > 1 {
+				t.Fatalf("sent before the SETTINGS: %+v", fs)
+			}
+			d.feed(rawSettings(tt.offers...), raw(frameSettings, flagAck, 0, ""))
+			var got []string
+			for _, f := range d.frames() {
+				switch f.typ {
+				case frameHeaders:
+					got = append(got, "head")
+				case frameData:
+					got = append(got, "data "+string(f.payload)+endMark(f.flags&flagEndStream != 0))
+				}
+				if f.stream > 1 {
+					t.Errorf("a frame of stream %d", f.stream)
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" || r.why != tt.why {
+				t.Errorf("aborted %v; frames: %s", r.why, diff)
+			}
+			if want := len(tt.want); (d.c.Active() == 1) != (want > 0) {
+				t.Errorf("%d open", d.c.Active())
+			}
+		})
+	}
+}

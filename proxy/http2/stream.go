@@ -56,6 +56,7 @@ type exchange struct {
 
 	// pending and trailers wait for the peer's window or for the Conn; kept and keptTrailers for the Receiver.
 	pending, kept          queue
+	held                   *stream.Head // of an upgrade, until it is known whether the server takes it
 	trailers, keptTrailers *stream.Head
 
 	next          *exchange     // in the ring
@@ -95,6 +96,9 @@ func (x *exchange) SendData(p []byte, end bool) {
 	}
 	if end {
 		x.flags |= endQueued
+	}
+	if x.held != nil && len(p) == 0 {
+		return
 	}
 	if x.pending.n == 0 && (c.first == nil || len(p) == 0) {
 		if p = x.sendNow(p, end); len(p) == 0 {
@@ -139,7 +143,7 @@ func (x *exchange) SendTrailers(h *stream.Head) {
 	c := x.c
 	switch {
 	case x.over() || x.flags&(sentHead|endQueued) != sentHead:
-	case x.flags&isTunnel != 0:
+	case x.flags&isTunnel != 0 || x.held != nil:
 		x.SendData(nil, true)
 	case x.pending.n > 0:
 		x.flags |= endQueued
@@ -329,7 +333,8 @@ func (x *exchange) remove() {
 	c.waiting -= x.pending.n
 	x.pending.drop(m)
 	m.giveHead(x.trailers)
-	x.trailers = nil
+	m.giveHead(x.held)
+	x.trailers, x.held = nil, nil
 	c.role.ended(x)
 }
 
