@@ -68,6 +68,9 @@ func (a *attempt) sendHead(h *stream.Head, end bool) {
 		a.w.scratch = strconv.AppendInt(a.w.scratch[:0], int64(x.tries+1), 10)
 		h.Set("x-envoy-attempt-count", a.w.scratch)
 	}
+	if a.x != nil && h.Upgrade {
+		a.askUpgrade(h)
+	}
 	a.up.SendHead(h, end)
 }
 
@@ -111,6 +114,15 @@ func (a *attempt) OnHead(h *stream.Head, end bool) {
 		return
 	}
 	a.perTry.Stop()
+	if x.req.Upgrade {
+		if err := a.checkUpgrade(h); err != nil {
+			x.current = nil
+			a.abandon(stream.AbortProtocol)
+			x.rec.upstreamError = err
+			x.answer(telemetry.UpstreamProtocolError, 502, err.Error())
+			return
+		}
+	}
 	grpc := -1
 	if v, ok := h.Get("grpc-status"); ok && end {
 		grpc = atoi(v)

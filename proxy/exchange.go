@@ -67,6 +67,7 @@ type progress struct {
 	resends    int  // attempts repeated because a pooled connection had closed
 
 	timed    bool              // the timeout has been looked at
+	key      string            // Sec-WebSocket-Key: the client's, or ours where the client's HTTP has none
 	waiting  func(x *exchange) // what wait continues with
 	copies   []*table.Choice   // mirrors that wait for the body's end
 	copyBody []byte            // the body for them
