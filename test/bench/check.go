@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -12,52 +13,69 @@ import (
 	"time"
 
 	"github.com/lateen-mesh/lateen/test/bench/load"
+	"github.com/lateen-mesh/lateen/test/world"
 )
 
-// answers waits until a port of the peer takes connections.
+// answers waits until the ports of the peer take connections.
 func answers(ctx context.Context, p *peer) error {
-	deadline := time.Now().Add(patience)
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
 	for _, at := range p.ports {
-		for {
-			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", at.String())
-			if err == nil {
-				_ = c.Close()
-				break
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("nobody listens at %s after %s: %w", at, patience, err)
-			}
-			select {
-			case <-tick.C:
-			case <-p.ended:
-				return errors.New("it has ended")
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+		if err := takes(ctx, p.place, at.String(), nil); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// listens waits until a process in a place listens where its routes say, or has ended.
+func listens(ctx context.Context, at *world.Place, routes []route, ended <-chan struct{}) error {
+	for _, r := range routes {
+		if err := takes(ctx, at, r.Listen, ended); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takes waits until somebody takes connections at an address.
+func takes(ctx context.Context, from *world.Place, address string, ended <-chan struct{}) error {
+	deadline := time.After(patience)
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		c, err := from.Dial(ctx, netip.Addr{}, address)
+		if err == nil {
+			return c.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return fmt.Errorf("nobody listens at %s after %s: %w", address, patience, err)
+		case <-ended:
+			return errors.New("it has ended")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // check asks a peer once for each service, with a client that is not the generator, and compares the whole answer.
-func (p *peer) check(ctx context.Context, list []service) error {
+func (s *stage) check(ctx context.Context, p *peer, list []service) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for i, v := range list {
+		d := dialer{p.place, p.ports[i].String(), s.tls}
 		var err error
 		switch {
 		case v.Kind == load.ServeHTTP1:
-			err = askHTTP(ctx, p.ports[i], v.downstream != "HTTP", load.Body(v.Size))
+			err = d.askHTTP(ctx, v.downstream != "HTTP", load.Body(v.Size))
 		case v.Kind == load.ServeGRPC:
-			err = askGRPC(ctx, p.ports[i], load.Message(1), load.Message(v.Size))
+			err = d.askGRPC(ctx, load.Message(1), load.Message(v.Size))
 		case v.Kind == load.ServeStream:
-			err = askGRPC(ctx, p.ports[i], load.Message(v.Size), load.Message(v.Size))
+			err = d.askGRPC(ctx, load.Message(v.Size), load.Message(v.Size))
 		case v.Kind == load.ServeEcho:
-			err = askTCP(ctx, p.ports[i], []byte("echo"), []byte("echo"))
+			err = d.askTCP(ctx, []byte("echo"), []byte("echo"))
 		case v.Kind == load.ServeSource:
-			err = askTCP(ctx, p.ports[i], nil, load.Body(message))
+			err = d.askTCP(ctx, nil, load.Body(message))
 		}
 		if err != nil {
 			return fmt.Errorf("ask %s for service %d: %w", p.name, i, err)
@@ -66,11 +84,33 @@ func (p *peer) check(ctx context.Context, list []service) error {
 	return nil
 }
 
-func client(h2 bool) *http.Client {
+// dialer connects as the load does.
+type dialer struct {
+	from *world.Place
+	to   string
+	tls  *load.TLS
+}
+
+func (d dialer) dial(ctx context.Context) (net.Conn, error) {
+	c, err := d.from.Dial(ctx, netip.Addr{}, d.to)
+	if err != nil || d.tls == nil {
+		return c, err
+	}
+	config, err := d.tls.Config()
+	if err != nil {
+		return nil, err
+	}
+	return tls.Client(c, config), nil
+}
+
+func (d dialer) client(h2 bool) *http.Client {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(!h2)
 	protocols.SetUnencryptedHTTP2(h2)
-	return &http.Client{Transport: &http.Transport{Protocols: protocols, DisableCompression: true}}
+	return &http.Client{Transport: &http.Transport{
+		Protocols: protocols, DisableCompression: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.dial(ctx) },
+	}}
 }
 
 func ask(c *http.Client, req *http.Request, want []byte) (*http.Response, error) {
@@ -91,31 +131,31 @@ func ask(c *http.Client, req *http.Request, want []byte) (*http.Response, error)
 	return res, nil
 }
 
-func askHTTP(ctx context.Context, at netip.AddrPort, h2 bool, want []byte) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+"/bench", nil)
+func (d dialer) askHTTP(ctx context.Context, h2 bool, want []byte) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.to+"/bench", nil)
 	if err != nil {
 		return err
 	}
-	_, err = ask(client(h2), req, want)
+	_, err = ask(d.client(h2), req, want)
 	return err
 }
 
-func askGRPC(ctx context.Context, at netip.AddrPort, send, want []byte) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+at.String()+"/bench.Bench/Call", bytes.NewReader(send))
+func (d dialer) askGRPC(ctx context.Context, send, want []byte) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+d.to+"/bench.Bench/Call", bytes.NewReader(send))
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Content-Type", "application/grpc")
 	req.Header.Set("Te", "trailers")
-	res, err := ask(client(true), req, want)
+	res, err := ask(d.client(true), req, want)
 	if err == nil && res.Trailer.Get("Grpc-Status") != "0" {
 		err = fmt.Errorf("grpc-status %q in %v", res.Trailer.Get("Grpc-Status"), res.Trailer)
 	}
 	return err
 }
 
-func askTCP(ctx context.Context, at netip.AddrPort, send, want []byte) (err error) {
-	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", at.String())
+func (d dialer) askTCP(ctx context.Context, send, want []byte) (err error) {
+	c, err := d.dial(ctx)
 	if err != nil {
 		return err
 	}

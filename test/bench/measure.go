@@ -80,7 +80,7 @@ func prefer() { _ = os.WriteFile("/proc/self/autogroup", []byte(niceness), 0) }
 
 // compare runs a scenario with all peers.
 func compare(ctx context.Context, cfg config, t tools, sc *scenario) ([]*result, error) {
-	names := append([]string{ours}, cfg.peers...)
+	names := append([]string{ours}, sc.peers(cfg.peers)...)
 	if slices.ContainsFunc(sc.variants, func(v variant) bool { return v.fixed() }) {
 		names = append(names, direct) // what a proxy adds to a latency is told by the one without any
 	}
@@ -99,7 +99,7 @@ func (v *variant) fixed() bool { return v.job.Rate > 0 || v.share > 0 }
 
 func (s *stage) run(ctx context.Context, sc *scenario) ([]*result, error) {
 	for _, p := range s.peers {
-		if err := p.check(ctx, sc.services); err != nil {
+		if err := s.check(ctx, p, sc.services); err != nil {
 			return nil, err
 		}
 	}
@@ -169,7 +169,7 @@ func (s *stage) repeat(ctx context.Context, r *result, p *peer, service int, job
 
 // measure makes one load on one peer.
 func (s *stage) measure(ctx context.Context, p *peer, service int, job load.Job) (sample, error) {
-	job.Target, job.PIDs = p.ports[service], p.pids
+	job.Target, job.PIDs, job.TLS = p.ports[service], p.pids, s.tls
 	text, err := json.Marshal(job)
 	if err != nil {
 		return sample{}, err
@@ -177,7 +177,11 @@ func (s *stage) measure(ctx context.Context, p *peer, service int, job load.Job)
 	cmd := pinned(s.cfg.cpus[0], s.tools.self, partLoad)
 	var out, said bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(text), &out, &said
-	if err := cmd.Run(); err != nil {
+	err = p.place.Do(cmd.Start)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
 		return sample{}, fmt.Errorf("%w: %s", err, strings.TrimSpace(said.String()))
 	}
 	var got sample

@@ -4,7 +4,6 @@ import (
 	"encoding/xml"
 	"io"
 	"math"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -140,15 +139,17 @@ func TestParse(t *testing.T) {
 func TestTemplates(t *testing.T) {
 	for _, sc := range scenarios() {
 		s := &stage{dir: "/d"}
-		p := &peer{name: peerNginx}
-		for range sc.services {
-			p.ports = append(p.ports, netip.MustParseAddrPort("127.0.0.1:1"))
-		}
 		for _, v := range sc.services {
-			s.routes = append(s.routes, route{Downstream: v.downstream, Upstream: v.upstream, Service: 7, Backend: "127.0.0.1:7", Ports: map[string]int{ours: 1}})
+			s.routes = append(s.routes, route{
+				Downstream: v.downstream, Upstream: v.upstream, Service: 7, Number: 80, Backend: "127.0.0.1:7", Ports: map[string]int{ours: 1},
+			})
 		}
-		for _, name := range []string{"mesh.yaml", "nginx.conf", "haproxy.cfg"} {
-			text, err := s.fill(name, p)
+		names := []string{"mesh.yaml", "nginx.conf", "haproxy.cfg"}
+		if sc.position != atGateway {
+			names = []string{"sidecars.yaml", "pair-nginx.conf", "pair-haproxy.cfg"}
+		}
+		for _, name := range names {
+			text, err := fill(name, s.data(s.routes, map[string]any{"Peers": []meshPeer{{ours, virtualAddress(0)}}, "Others": []int{1}, "Client": true}))
 			if err != nil || strings.Contains(text, "no value") {
 				t.Errorf("%s of %s: %v\n%s", name, sc.name, err, text)
 			}
@@ -157,6 +158,17 @@ func TestTemplates(t *testing.T) {
 			if v.service >= len(sc.services) {
 				t.Errorf("%s %s names a service that is not there", sc.name, v.name)
 			}
+		}
+	}
+}
+
+// TestPeers leaves out who cannot stand in a position.
+func TestPeers(t *testing.T) {
+	all := []string{peerEnvoy, peerHAProxy, peerNginx}
+	for name, want := range map[string][]string{"h1": all, "l4-mtls": all, "h1-mesh": all[:1], "h1-mesh-pair": all[:1]} {
+		sc := (&config{scenarios: []string{name}}).chosen()[0]
+		if diff := cmp.Diff(want, sc.peers(all)); diff != "" {
+			t.Errorf("%s: %s", name, diff)
 		}
 	}
 }

@@ -12,6 +12,24 @@ type scenario struct {
 	name, about string
 	services    []service
 	variants    []variant
+	position    position
+}
+
+// position is where the proxies stand.
+type position int
+
+const (
+	atGateway position = iota // one proxy, plaintext on both sides
+	atServer                  // beside the service: mutual TLS from the client, 20 authorization rules, access log
+	atBoth                    // beside the client and beside the service, mutual TLS between the two
+)
+
+// peers are those of a list that can stand in the scenario's position.
+func (sc *scenario) peers(list []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(p string) bool {
+		obedient := p == peerEnvoy || p == ours
+		return !obedient && sc.position != atGateway && (sc.position == atServer || sc.services[0].downstream != "TCP")
+	})
 }
 
 // service is what stands behind the proxies, and how they are told to speak: protocols as Istio names them.
@@ -55,43 +73,51 @@ func scenarios() []scenario {
 		j.Rate = perSecond
 		return j
 	}
+	tcp := []service{
+		{load.Service{Kind: load.ServeSource}, "TCP", "TCP"}, {load.Service{Kind: load.ServeEcho}, "TCP", "TCP"},
+	}
+	tcpLoads := []variant{
+		{name: "bulk", job: load.Job{Kind: load.Bulk, Connections: 4}},
+		{name: "ping-64", service: 1, job: load.Job{Kind: load.Ping, Connections: 64, Size: message}},
+		{name: "ping-1", service: 1, job: load.Job{Kind: load.Ping, Connections: 1, Size: message}},
+		{name: "connect", service: 1, job: load.Job{Kind: load.Connect, Connections: 16, Size: 100}},
+	}
+	h1 := []variant{
+		{name: "64", job: http1Load(64, page)}, {name: "1", job: http1Load(1, page)},
+		{name: "16", job: http1Load(16, page)}, {name: "256", job: http1Load(256, page)},
+	}
 	return []scenario{
-		{"h1", "HTTP/1.1 keep-alive, 1 KiB answers", http1Service(page), []variant{
-			{name: "64", job: http1Load(64, page)}, {name: "1", job: http1Load(1, page)},
-			{name: "16", job: http1Load(16, page)}, {name: "256", job: http1Load(256, page)},
-		}},
-		{"h1-64k", "HTTP/1.1 keep-alive, 64 KiB answers", http1Service(64 * kib), []variant{{name: "64", job: http1Load(64, 64*kib)}}},
-		{"h1-close", "HTTP/1.1, a client connection for each request", http1Service(page), []variant{
-			{name: "16", job: load.Job{Kind: load.Close, Connections: 16, Size: page}},
-		}},
-		{"h1-rate", "HTTP/1.1 keep-alive on 32 connections at a fixed rate", http1Service(page), []variant{
-			{name: "3000/s", job: rate(3000)}, {name: "60%", job: rate(0), share: 0.6},
-		}},
+		{"h1", "HTTP/1.1 keep-alive, 1 KiB answers", http1Service(page), h1, atGateway},
+		{
+			"h1-64k", "HTTP/1.1 keep-alive, 64 KiB answers", http1Service(64 * kib),
+			[]variant{{name: "64", job: http1Load(64, 64*kib)}}, atGateway,
+		},
+		{
+			"h1-close", "HTTP/1.1, a client connection for each request", http1Service(page),
+			[]variant{{name: "16", job: load.Job{Kind: load.Close, Connections: 16, Size: page}}}, atGateway,
+		},
+		{
+			"h1-rate", "HTTP/1.1 keep-alive on 32 connections at a fixed rate", http1Service(page),
+			[]variant{{name: "3000/s", job: rate(3000)}, {name: "60%", job: rate(0), share: 0.6}}, atGateway,
+		},
 		{
 			"grpc", "gRPC unary calls, connections × streams",
 			[]service{{load.Service{Kind: load.ServeGRPC, Size: page}, "GRPC", "GRPC"}},
-			[]variant{{name: "8x16", job: grpcLoad(load.GRPC, 8, 16)}, {name: "64x1", job: grpcLoad(load.GRPC, 64, 1)}},
+			[]variant{{name: "8x16", job: grpcLoad(load.GRPC, 8, 16)}, {name: "64x1", job: grpcLoad(load.GRPC, 64, 1)}}, atGateway,
 		},
 		{
 			"grpc-stream", "gRPC messages there and back on open streams",
 			[]service{{load.Service{Kind: load.ServeStream, Size: message}, "GRPC", "GRPC"}},
-			[]variant{{name: "8x16", job: grpcLoad(load.Stream, 8, 16)}},
+			[]variant{{name: "8x16", job: grpcLoad(load.Stream, 8, 16)}}, atGateway,
 		},
 		{
-			"h2-h1", "gRPC-shaped HTTP/2 in, HTTP/1.1 out",
-			[]service{{load.Service{Kind: load.ServeHTTP1, Size: page}, "HTTP2", "HTTP"}},
-			[]variant{{name: "8x16", job: grpcLoad(load.HTTP2, 8, 16)}},
+			"h2-h1", "HTTP/2 in, HTTP/1.1 out", []service{{load.Service{Kind: load.ServeHTTP1, Size: page}, "HTTP2", "HTTP"}},
+			[]variant{{name: "8x16", job: grpcLoad(load.HTTP2, 8, 16)}}, atGateway,
 		},
-		{
-			"l4", "TCP: bulk from the service, 1 KiB ping-pong, a connection for each echo of 100 bytes",
-			[]service{{load.Service{Kind: load.ServeSource}, "TCP", "TCP"}, {load.Service{Kind: load.ServeEcho}, "TCP", "TCP"}},
-			[]variant{
-				{name: "bulk", job: load.Job{Kind: load.Bulk, Connections: 4}},
-				{name: "ping-1", service: 1, job: load.Job{Kind: load.Ping, Connections: 1, Size: message}},
-				{name: "ping-64", service: 1, job: load.Job{Kind: load.Ping, Connections: 64, Size: message}},
-				{name: "connect", service: 1, job: load.Job{Kind: load.Connect, Connections: 16, Size: 100}},
-			},
-		},
+		{"l4", "TCP: bulk from the service, 1 KiB ping-pong, a connection for each echo of 100 bytes", tcp, tcpLoads, atGateway},
+		{"h1-mesh", "HTTP/1.1 beside the service: mutual TLS in, 20 authorization rules, access log", http1Service(page), h1[:1], atServer},
+		{"h1-mesh-pair", "HTTP/1.1 through both sidecars, mutual TLS between them", http1Service(page), h1[:1], atBoth},
+		{"l4-mtls", "TCP through two proxies, mutual TLS between them", tcp, tcpLoads, atBoth},
 	}
 }
 

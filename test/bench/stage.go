@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,6 +34,9 @@ const (
 	niceness = "-10"
 )
 
+// namespace is that of everything in the mesh here.
+const namespace = "bench"
+
 // The names of the peers.
 const (
 	ours        = "lateen"
@@ -51,10 +56,12 @@ type stage struct {
 	tools    tools
 	dir      string
 	services []netip.AddrPort
-	serving  *exec.Cmd
+	serving  []*exec.Cmd
 	world    *world.World
+	network  *world.Network
 	peers    []*peer
 	routes   []route
+	tls      *load.TLS // what the load speaks; nil: plaintext
 }
 
 // peer is one proxy that stands in the position.
@@ -63,14 +70,22 @@ type peer struct {
 	pids  []int
 	ports []netip.AddrPort // by service
 	admin func(ctx context.Context, path string) (string, error)
-	cmd   *exec.Cmd     // nil: the world owns the process
-	ended chan struct{} // closed when cmd has ended
+	// place is where its clients are; nil: where we are.
+	place   *world.Place
+	started []*process // those that the world does not own
+}
+
+// process is one that is ended with the stage.
+type process struct {
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when it has ended
 }
 
 // route is one way through all proxies, as the templates in testdata see it.
 type route struct {
 	Downstream, Upstream string
 	Service              int            // port
+	Number               int            // port that clients use
 	Ports                map[string]int // of those that obey our control plane
 	Listen, Backend      string         // for the others: set for each
 }
@@ -94,7 +109,15 @@ func newStage(ctx context.Context, cfg config, t tools, sc *scenario, names []st
 }
 
 func (s *stage) start(ctx context.Context, sc *scenario, names []string) error {
-	if err := s.serve(ctx, sc); err != nil {
+	if sc.position != atGateway {
+		return s.startMesh(ctx, sc, names)
+	}
+	var list []load.Service
+	for _, v := range sc.services {
+		list = append(list, v.Service)
+	}
+	var err error
+	if s.services, err = s.serve(nil, list); err != nil {
 		return err
 	}
 	for i, v := range sc.services {
@@ -109,7 +132,7 @@ func (s *stage) start(ctx context.Context, sc *scenario, names []string) error {
 		}
 		s.routes = append(s.routes, r)
 	}
-	if err := s.control(ctx); err != nil {
+	if err := s.control(ctx, "mesh.yaml", nil); err != nil {
 		return err
 	}
 	for n, name := range names {
@@ -128,30 +151,27 @@ func (s *stage) start(ctx context.Context, sc *scenario, names []string) error {
 // port is that of a peer for a service.
 func port(peer, service int) int { return firstPort + 100*peer + service }
 
-// serve starts the services.
-func (s *stage) serve(ctx context.Context, sc *scenario) error {
-	var list []load.Service
-	for _, v := range sc.services {
-		list = append(list, v.Service)
-	}
+// serve starts services in a place and returns where they are.
+func (s *stage) serve(at *world.Place, list []load.Service) ([]netip.AddrPort, error) {
 	text, err := json.Marshal(list)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cmd := pinned(s.cfg.cpus[0], s.tools.self, partServe)
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(text), s.cfg.log
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the services: %w", err)
+	if err := at.Do(cmd.Start); err != nil {
+		return nil, fmt.Errorf("start the services: %w", err)
 	}
-	s.serving = cmd
-	if err := json.NewDecoder(out).Decode(&s.services); err != nil {
-		return fmt.Errorf("read where the services are: %w", err)
+	s.serving = append(s.serving, cmd)
+	var ports []netip.AddrPort
+	if err := json.NewDecoder(out).Decode(&ports); err != nil {
+		return nil, fmt.Errorf("read where the services are: %w", err)
 	}
-	return ctx.Err()
+	return ports, nil
 }
 
 // pinned runs a program on one CPU, before others if that is allowed. It dies with this process.
@@ -162,7 +182,7 @@ func pinned(cpu int, path string, args ...string) *exec.Cmd {
 }
 
 // control starts the control plane with the scenario's configuration.
-func (s *stage) control(ctx context.Context) error {
+func (s *stage) control(ctx context.Context, name string, data map[string]any) error {
 	binary, err := s.wrap("p", s.tools.lateen)
 	if err != nil {
 		return err
@@ -170,10 +190,19 @@ func (s *stage) control(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(s.dir, "w", "config"), 0o700); err != nil {
 		return fmt.Errorf("make the folder of configuration: %w", err)
 	}
-	if s.world, err = world.New(ctx, world.Config{Dir: filepath.Join(s.dir, "w"), ProxyBinary: binary}); err != nil {
+	if s.world, err = world.New(ctx, world.Config{Dir: filepath.Join(s.dir, "w"), ProxyBinary: binary, Network: s.network}); err != nil {
 		return fmt.Errorf("start the control plane: %w", err)
 	}
-	text, err := s.fill("mesh.yaml", nil)
+	if s.tools.envoy != "" {
+		binary, err := s.wrap("e", s.tools.envoy)
+		if err != nil {
+			return err
+		}
+		if err := os.Setenv("LATEEN_ENVOY", binary); err != nil {
+			return err
+		}
+	}
+	text, err := fill(name, s.data(s.routes, data))
 	if err != nil {
 		return err
 	}
@@ -190,51 +219,77 @@ func (s *stage) wrap(name, path string) (string, error) {
 	return own, nil
 }
 
-// fill fills in one of the templates; for a peer that does not obey our control plane with its own ports.
-func (s *stage) fill(name string, p *peer) (string, error) {
-	t, err := template.ParseFS(testdata, "testdata/"+name)
+// data is what the templates see.
+func (s *stage) data(routes []route, more map[string]any) map[string]any {
+	out := map[string]any{"Routes": routes, "Dir": s.dir}
+	maps.Copy(out, more)
+	return out
+}
+
+// fill fills in one of the templates.
+func fill(name string, data map[string]any) (string, error) {
+	t, err := template.New(name).Option("missingkey=error").ParseFS(testdata, "testdata/"+name)
 	if err != nil {
 		return "", err
 	}
-	routes := append([]route(nil), s.routes...)
-	dir := s.dir
-	if p != nil {
-		dir = filepath.Join(s.dir, p.name)
-		for i := range routes {
-			routes[i].Listen = p.ports[i].String()
-		}
-	}
 	var b strings.Builder
-	if err := t.Execute(&b, map[string]any{"Routes": routes, "Dir": dir}); err != nil {
+	if err := t.Execute(&b, data); err != nil {
 		return "", err
 	}
 	return b.String(), nil
 }
 
-// add starts one peer.
+// add starts one peer at the gateway's position.
 func (s *stage) add(ctx context.Context, p *peer) error {
 	switch p.name {
-	case ours, peerEnvoy:
-		return s.addObedient(ctx, p)
 	case direct:
 		p.ports = s.services
 		return nil
+	case ours, peerEnvoy:
+		run, err := s.world.Start(ctx, world.Workload{
+			Kind: world.Kind(p.name), Role: proxy.RoleGateway, Name: p.name, Namespace: namespace, Labels: map[string]string{"app": p.name},
+		})
+		if err != nil {
+			return err
+		}
+		p.pids, p.admin = load.Tree(run.PID()), run.Admin
+		if err := answers(ctx, p); err != nil {
+			return fmt.Errorf("%w; it said:\n%s", err, run.Log())
+		}
+		return nil
 	}
-	dir := filepath.Join(s.dir, p.name)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
+	routes := slices.Clone(s.routes)
+	for i := range routes {
+		routes[i].Listen = p.ports[i].String()
 	}
 	file := "haproxy.cfg"
 	if p.name == peerNginx {
 		file = "nginx.conf"
 	}
-	text, err := s.fill(file, p)
+	return s.byFile(ctx, p, nil, file, p.name, s.data(routes, nil), nil)
+}
+
+// byFile starts a peer that obeys a file: a template filled in with the data. Files are put into
+// its folder first.
+func (s *stage) byFile(ctx context.Context, p *peer, at *world.Place, name, folder string, data map[string]any, files map[string][]byte) error {
+	dir := filepath.Join(s.dir, folder)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	data["Dir"] = dir
+	text, err := fill(name, data)
 	if err != nil {
 		return err
 	}
-	config := filepath.Join(dir, file)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return err
+	config := filepath.Join(dir, name)
+	if files == nil {
+		files = map[string][]byte{}
+	}
+	files[name] = []byte(text)
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+			return err
+		}
 	}
 	args := []string{"-db", "-q", "-f", config}
 	if p.name == peerNginx {
@@ -243,52 +298,26 @@ func (s *stage) add(ctx context.Context, p *peer) error {
 			args = append(args, "-g", "user root;") // it reads and writes this folder, which is ours
 		}
 	}
-	p.cmd = pinned(s.cfg.cpus[1], p.name, args...)
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	if err := p.cmd.Start(); err != nil {
-		p.cmd = nil
+	run := &process{cmd: pinned(s.cfg.cpus[1], p.name, args...), ended: make(chan struct{})}
+	run.cmd.Stdout, run.cmd.Stderr = log, log
+	if err := at.Do(run.cmd.Start); err != nil {
 		return err
 	}
-	p.ended = make(chan struct{})
+	p.started = append(p.started, run)
 	go func() {
-		defer close(p.ended)
-		_ = p.cmd.Wait() // how it ended is in its log
+		defer close(run.ended)
+		_ = run.cmd.Wait() // how it ended is in its log
 	}()
-	if err := answers(ctx, p); err != nil {
+	if err := listens(ctx, at, data["Routes"].([]route), run.ended); err != nil {
 		said, _ := os.ReadFile(log.Name()) // what there is of it
 		return fmt.Errorf("%w; it said:\n%s", err, said)
 	}
-	p.pids = load.Tree(p.cmd.Process.Pid)
-	return nil
-}
-
-// addObedient starts a peer that obeys our control plane.
-func (s *stage) addObedient(ctx context.Context, p *peer) error {
-	w := world.Workload{
-		Kind: world.Kind(p.name), Role: proxy.RoleGateway, Name: p.name, Namespace: "bench", Labels: map[string]string{"app": p.name},
-	}
-	if p.name == peerEnvoy {
-		binary, err := s.wrap("e", s.tools.envoy)
-		if err != nil {
-			return err
-		}
-		if err := os.Setenv("LATEEN_ENVOY", binary); err != nil {
-			return err
-		}
-	}
-	run, err := s.world.Start(ctx, w)
-	if err != nil {
-		return err
-	}
-	p.pids, p.admin = load.Tree(run.PID()), run.Admin
-	if err := answers(ctx, p); err != nil {
-		return fmt.Errorf("%w; it said:\n%s", err, run.Log())
-	}
+	p.pids = append(p.pids, load.Tree(run.cmd.Process.Pid)...)
 	return nil
 }
 
@@ -296,17 +325,20 @@ func (s *stage) addObedient(ctx context.Context, p *peer) error {
 func (s *stage) close() error {
 	var errs []error
 	for _, p := range s.peers {
-		if p.cmd != nil {
-			_ = p.cmd.Process.Signal(syscall.SIGTERM)
-			<-p.ended
+		for _, run := range p.started {
+			_ = run.cmd.Process.Signal(syscall.SIGTERM)
+			<-run.ended
 		}
 	}
 	if s.world != nil {
 		errs = append(errs, s.world.Close())
 	}
-	if s.serving != nil {
-		_ = s.serving.Process.Kill()
-		_ = s.serving.Wait() // it was killed
+	for _, cmd := range s.serving {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	}
+	if s.network != nil {
+		errs = append(errs, s.network.Close())
 	}
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -34,6 +35,8 @@ type Job struct {
 	Size int
 	// Warm is how long load is made before it counts, and For how long it counts.
 	Warm, For time.Duration
+	// TLS, if not nil, is spoken by HTTP1 and Ping.
+	TLS *TLS
 	// PIDs are the processes whose CPU time is read at the begin and end of what counts.
 	PIDs []int
 }
@@ -56,6 +59,8 @@ const (
 	// tick is how often the clock is looked at when nothing happens.
 	tick = 10 * time.Millisecond
 )
+
+var errIdle = errors.New("no operation has ended")
 
 // slot is a place where one operation is under way at a time.
 type slot interface {
@@ -103,6 +108,16 @@ func Run(job Job) (Result, error) {
 
 // connect makes the connections; each of them begins by itself.
 func (r *run) connect() error {
+	var config *tls.Config
+	if r.job.TLS != nil {
+		if r.job.Kind != HTTP1 && r.job.Kind != Ping {
+			return fmt.Errorf("load of kind %q speaks no TLS", r.job.Kind)
+		}
+		var err error
+		if config, err = r.job.TLS.Config(); err != nil {
+			return err
+		}
+	}
 	for range r.job.Connections {
 		var o owner
 		switch r.job.Kind {
@@ -115,7 +130,13 @@ func (r *run) connect() error {
 		default:
 			return fmt.Errorf("load of kind %q is not known", r.job.Kind)
 		}
-		if err := r.dial(r.job.Target, o); err != nil {
+		var err error
+		if config != nil {
+			err = r.dialSecure(r.job.Target, config, o)
+		} else {
+			err = r.dial(r.job.Target, o)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -157,7 +178,7 @@ func (r *run) result(out Result) (Result, error) {
 		}
 	}
 	if r.ops == 0 {
-		return out, errors.New("no operation has ended")
+		return out, errIdle
 	}
 	quantile := func(q float64) time.Duration { return time.Duration(r.hist.quantile(q)) }
 	out.P50, out.P99, out.P999 = quantile(0.5), quantile(0.99), quantile(0.999)

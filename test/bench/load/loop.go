@@ -55,6 +55,7 @@ type conn struct {
 	dialing bool
 	armed   bool // for writability
 	more    func(c *conn)
+	secure  *secure // nil: plaintext
 }
 
 var errOut = errors.New("the other side does not read")
@@ -123,16 +124,19 @@ func (l *loop) dial(to netip.AddrPort, o owner) error {
 	return nil
 }
 
-// listen opens a port of 127.0.0.1 and returns its address; accept makes the owner of each connection.
-func (l *loop) listen(accept func() owner) (netip.AddrPort, error) {
+// listen opens a port, of 127.0.0.1 any that is free if none is named, and returns its address; accept makes the owner
+// of each connection.
+func (l *loop) listen(at netip.AddrPort, accept func() owner) (netip.AddrPort, error) {
 	var none netip.AddrPort
+	if !at.IsValid() {
+		at = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
+	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return none, fmt.Errorf("make a socket: %w", err)
 	}
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback.As4()}); err != nil {
-		return none, fmt.Errorf("bind: %w", err)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
+		return none, fmt.Errorf("bind to %s: %w", at, err)
 	}
 	if err := unix.Listen(fd, backlog); err != nil {
 		return none, fmt.Errorf("listen: %w", err)
@@ -146,7 +150,7 @@ func (l *loop) listen(accept func() owner) (netip.AddrPort, error) {
 		return none, err
 	}
 	c.accept = accept
-	return netip.AddrPortFrom(loopback, uint16(bound.(*unix.SockaddrInet4).Port)), nil
+	return netip.AddrPortFrom(at.Addr(), uint16(bound.(*unix.SockaddrInet4).Port)), nil
 }
 
 // wait handles what is ready, waiting for it at most so long; negative: for ever.
@@ -245,8 +249,17 @@ func (c *conn) receive() {
 	}
 }
 
-// write sends bytes now, as far as the kernel takes them, and the rest later.
+// write sends bytes now, as far as the kernel takes them, and the rest later; encrypted if the connection is.
 func (c *conn) write(p []byte) {
+	if c.secure == nil {
+		c.sendOut(p)
+	} else if _, err := c.secure.session.Write(p); err != nil && c.fd >= 0 {
+		c.end(err)
+	}
+}
+
+// sendOut sends bytes as they are.
+func (c *conn) sendOut(p []byte) {
 	if len(c.out) == 0 && !c.dialing {
 		p = p[c.send(p):]
 	}

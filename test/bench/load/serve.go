@@ -14,10 +14,11 @@ const (
 	ServeSource = "source" // sends all the time
 )
 
-// Service is what is served on one port of 127.0.0.1.
+// Service is what is served on one port: of 127.0.0.1 any that is free, or as Address says.
 type Service struct {
-	Kind string
-	Size int
+	Kind    string
+	Size    int
+	Address netip.AddrPort
 }
 
 // Serve opens a port for each service, tells which, and serves for ever, or until an error.
@@ -32,7 +33,7 @@ func Serve(services []Service, tell func([]netip.AddrPort) error) error {
 		if err != nil {
 			return err
 		}
-		port, err := l.listen(accept)
+		port, err := l.listen(s.Address, accept)
 		if err != nil {
 			return err
 		}
