@@ -185,7 +185,8 @@ func TestMirror(t *testing.T) {
 	main := backend(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "main") })
 	shadow := backend(t, func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		got <- r.URL.Path + " " + string(body)
+		host, port, _ := strings.Cut(r.Host, ":")
+		got <- fmt.Sprintf("%s %t %s %s", host, port != "", r.URL.Path, body)
 	})
 	r := newRig(t, to("c", func(p *plan.Rule) { p.Mirrors = []plan.Mirror{{Cluster: "m", Percent: 100}} }), append(cluster("c", main), cluster("m", shadow)...)...)
 	if _, body := r.get("/x"); body != "main" {
@@ -205,7 +206,7 @@ func TestMirror(t *testing.T) {
 			t.Fatalf("copies that came: %v", seen)
 		}
 	}
-	if !seen["/x "] || !seen["/y payload"] {
+	if !seen["127.0.0.1-shadow true /x "] || !seen["127.0.0.1-shadow true /y payload"] {
 		t.Errorf("copies %v", seen)
 	}
 }

@@ -2,8 +2,11 @@ package proxy
 
 import (
 	"bytes"
+	"math/bits"
 	"net/netip"
 	"strconv"
+
+	"github.com/cespare/xxhash/v2"
 
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/stream"
@@ -273,15 +276,14 @@ func (x *exchange) hashRequest() {
 	}
 }
 
-// addHash mixes one more input in (FNV-1a, so that all proxies agree).
+// addHash mixes one more input in as Envoy does (xxHash, the inputs before it rotated by one), so that all proxies of a
+// mesh send one key to one place, ours and Envoy's.
 func (x *exchange) addHash(p []byte) {
-	const offset, prime = 14695981039346656037, 1099511628211
-	if !x.hasHash {
-		x.hash, x.hasHash = offset, true
+	h := xxhash.Sum64(p)
+	if x.hasHash {
+		h ^= bits.RotateLeft64(x.hash, 1)
 	}
-	for _, c := range p {
-		x.hash = (x.hash ^ uint64(c)) * prime
-	}
+	x.hash, x.hasHash = h, true
 }
 
 // hashCookie hands a new hash cookie to the client.

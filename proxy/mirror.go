@@ -74,6 +74,8 @@ func (w *worker) sendCopy(x *exchange, c *table.Choice) {
 	t.tell(x.d.s)
 	m := &mirrored{w: w, body: append([]byte(nil), x.copyBody...)}
 	m.req.CopyFrom(&x.req)
+	w.scratch = appendShadow(w.scratch[:0], x.req.Authority())
+	m.req.SetAuthority(w.scratch)
 	a := w.takeAttempt()
 	a.copied, a.t = m, t
 	wait := x.rule.Plan.Timeout
@@ -83,6 +85,13 @@ func (w *worker) sendCopy(x *exchange, c *table.Choice) {
 	a.perTry.Reset(wait)
 	w.mirrors++
 	w.acquire(t, a)
+}
+
+// appendShadow appends the host that a copy bears: its service can tell by -shadow that it is one, as with Istio.
+func appendShadow(dst, authority []byte) []byte {
+	host, _ := splitHost(authority)
+	dst = append(append(dst, host...), "-shadow"...)
+	return append(dst, authority[len(host):]...)
 }
 
 // connected sends the copy.

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sort"
 	"strconv"
+
+	"github.com/cespare/xxhash/v2"
 )
 
 // The sizes of the hash algorithms' tables, and their bounds, which keep a proxy small.
@@ -21,14 +23,13 @@ type point struct {
 	ep   uint32
 }
 
-// fnv1a is the hash of an endpoint's name. It must be the same in every proxy and at every start, so that all send one
-// key to one place; hash/maphash is not. FNV-1a is a few lines, and mix makes up for its weak spread.
-func fnv1a(s string) uint64 {
-	h := uint64(14695981039346656037)
-	for i := range len(s) {
-		h = (h ^ uint64(s[i])) * 1099511628211
-	}
-	return h
+// seeded is the hash of an endpoint's name beside others of the same name. It must be the same in every proxy and at
+// every start, so that all send one key to one place; hash/maphash is not. It is Envoy's, so that Envoys may stand beside
+// our proxies.
+func seeded(s string, seed uint64) uint64 {
+	d := xxhash.NewWithSeed(seed)
+	_, _ = d.WriteString(s) // never fails
+	return d.Sum64()
 }
 
 func (e *Endpoint) hashName() string {
@@ -52,9 +53,9 @@ func buildRing(eps []*Endpoint, weights []uint32, size int) []point {
 	ring := make([]point, 0, size+len(eps))
 	for i, e := range eps {
 		n := (uint64(size)*uint64(weights[i]) + sum - 1) / sum
-		base := fnv1a(e.hashName())
+		name := append([]byte(e.hashName()), '_')
 		for j := range n {
-			ring = append(ring, point{mix(base + j*0x9e3779b97f4a7c15), uint32(i)})
+			ring = append(ring, point{xxhash.Sum64(strconv.AppendUint(name, j, 10)), uint32(i)})
 		}
 	}
 	slices.SortFunc(ring, func(a, b point) int {
@@ -89,8 +90,7 @@ func buildMaglev(eps []*Endpoint, weights []uint32, size int) []uint32 {
 	var most uint64
 	for i, e := range eps {
 		name := e.hashName()
-		h := fnv1a(name)
-		turns[i] = turn{name: name, ep: uint32(i), weight: uint64(weights[i]), at: mix(h) % n, skip: mix(h^0xabcdef)%(n-1) + 1}
+		turns[i] = turn{name: name, ep: uint32(i), weight: uint64(weights[i]), at: seeded(name, 0) % n, skip: seeded(name, 1)%(n-1) + 1}
 		most = max(most, turns[i].weight)
 	}
 	slices.SortFunc(turns, func(a, b turn) int { return cmp.Compare(a.name, b.name) })

@@ -108,6 +108,9 @@ func (r *Rule) Location(dst []byte, q *Request) []byte {
 	}
 	switch {
 	case p.Path != "":
+		if p.Path[0] != '/' {
+			dst = append(dst, '/') // else it would become part of the host
+		}
 		dst = append(dst, p.Path...)
 		if strings.Contains(p.Path, "?") {
 			return dst // its query takes the place of the request's

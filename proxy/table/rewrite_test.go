@@ -57,6 +57,7 @@ func TestLocation(t *testing.T) {
 	}{
 		{"nothing but another path", plan.Redirect{Path: "/b"}, "a", 80, false, "http://a/b?q=1"},
 		{"query of its own", plan.Redirect{Path: "/b?c"}, "a", 80, false, "http://a/b?c"},
+		{"path that has no slash", plan.Redirect{Path: ".evil"}, "a", 80, false, "http://a/.evil?q=1"},
 		{"authority", plan.Redirect{Authority: "b"}, "a:8080", 8080, false, "http://b/p/x?q=1"},
 		{"own port stays", plan.Redirect{Path: "/b"}, "a:8080", 8080, false, "http://a:8080/b?q=1"},
 		{"https", plan.Redirect{Scheme: "https"}, "a", 80, false, "https://a/p/x?q=1"},
