@@ -334,15 +334,16 @@ func (e *encoder) chain(p *plan.Listener, c *plan.Chain, v variant) (*listener.F
 	return f, nil
 }
 
-// meshALPN is what is offered to a mesh peer. istio-peer-exchange is taken, but never chosen: see meshClient.
+// meshALPN is what is offered to a mesh peer. istio-peer-exchange is taken, but never chosen: see meshClient. Neither is
+// istio-h2, beside which every peer offers h2: Envoy knows HTTP/2 by that name only, and would speak HTTP/1.
 func meshALPN(c *plan.Chain, v variant) []string {
 	if !v.http {
 		return []string{alpnTCP}
 	}
 	if c.Protocol == plan.ProtocolHTTP {
-		return []string{alpnHTTP11, alpnHTTP10, alpnHTTP2, "h2", "http/1.1", alpnTCP}
+		return []string{alpnHTTP11, alpnHTTP10, "h2", "http/1.1", alpnTCP}
 	}
-	return []string{alpnHTTP2, "h2", alpnHTTP11, alpnHTTP10, "http/1.1", alpnTCP}
+	return []string{"h2", alpnHTTP11, alpnHTTP10, "http/1.1", alpnTCP}
 }
 
 func oneCluster(name string) plan.TCP {

@@ -74,7 +74,7 @@ func templateRegex(template string) string {
 	return b.String()
 }
 
-// header is a match of a field of the request.
+// header is a match of a field of the request. What must not have a value may be absent, which Envoy has to be told.
 func header(name string, m plan.StringMatch, invert bool) *route.HeaderMatcher {
 	out := &route.HeaderMatcher{Name: name, InvertMatch: invert}
 	if m.Kind == plan.MatchPresent || m.Kind == plan.MatchPrefix && m.Value == "" {
@@ -82,6 +82,7 @@ func header(name string, m plan.StringMatch, invert bool) *route.HeaderMatcher {
 		return out
 	}
 	out.HeaderMatchSpecifier = &route.HeaderMatcher_StringMatch{StringMatch: text(m)}
+	out.TreatMissingHeaderAsEmpty = invert
 	return out
 }
 

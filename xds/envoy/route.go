@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -146,6 +147,13 @@ func (e *encoder) rule(p *plan.Route, r *plan.Rule) (*route.Route, error) {
 	}
 	out.RequestHeadersToAdd, out.RequestHeadersToRemove = additions(r.Request), removals(r.Request)
 	out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = additions(r.Response), removals(r.Response)
+	if len(r.Clusters) == 1 { // A destination's edits come after the rule's; Envoy makes those of weighted clusters first.
+		c := &r.Clusters[0]
+		out.RequestHeadersToAdd = append(out.RequestHeadersToAdd, additions(c.Request)...)
+		out.RequestHeadersToRemove = append(out.RequestHeadersToRemove, removals(c.Request)...)
+		out.ResponseHeadersToAdd = append(out.ResponseHeadersToAdd, additions(c.Response)...)
+		out.ResponseHeadersToRemove = append(out.ResponseHeadersToRemove, removals(c.Response)...)
+	}
 	if r.Operation != "" {
 		out.Decorator = &route.Decorator{Operation: r.Operation}
 	}
@@ -214,7 +222,8 @@ func (e *encoder) action(r *plan.Rule) *route.RouteAction {
 		return out
 	}
 	out.Timeout = duration(r.Timeout)
-	out.MaxStreamDuration = &route.RouteAction_MaxStreamDuration{GrpcTimeoutHeaderMax: duration(r.Timeout)}
+	// Deprecated, but Istio's choice, too: beside max_stream_duration Envoy takes no notice of timeout.
+	out.MaxGrpcTimeout = duration(r.Timeout) //nolint:staticcheck // see above
 	e.rewrite(out, r)
 	for _, m := range r.Mirrors {
 		out.RequestMirrorPolicies = append(out.RequestMirrorPolicies, &route.RouteAction_RequestMirrorPolicy{
@@ -226,17 +235,13 @@ func (e *encoder) action(r *plan.Rule) *route.RouteAction {
 
 // destinations says where a route leads: to one cluster by name, or to several by weight.
 func (e *encoder) destinations(out *route.RouteAction, list []plan.WeightedCluster) {
-	one := list[0]
-	if len(list) == 1 && one.Request.Empty() && one.Response.Empty() {
-		out.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: one.Cluster}
+	if len(list) == 1 {
+		out.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: list[0].Cluster}
 		return
 	}
 	weighted := &route.WeightedCluster{}
 	for _, c := range list {
 		w := &route.WeightedCluster_ClusterWeight{Name: c.Cluster, Weight: wrapperspb.UInt32(c.Weight)}
-		if len(list) == 1 {
-			w.Weight.Value = 1
-		}
 		if e.flavour != GRPC {
 			w.RequestHeadersToAdd, w.RequestHeadersToRemove = additions(c.Request), removals(c.Request)
 			w.ResponseHeadersToAdd, w.ResponseHeadersToRemove = additions(c.Response), removals(c.Response)
@@ -251,6 +256,9 @@ func (e *encoder) destinations(out *route.RouteAction, list []plan.WeightedClust
 
 func (e *encoder) rewrite(out *route.RouteAction, r *plan.Rule) {
 	host := hostEdit(r.Request)
+	if len(r.Clusters) == 1 {
+		host = cmp.Or(hostEdit(r.Clusters[0].Request), host)
+	}
 	if w := r.Rewrite; w != nil {
 		if w.Authority != "" {
 			host = w.Authority
