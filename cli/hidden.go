@@ -1,21 +1,12 @@
 package cli
 
 import (
-	"log/slog"
-	"os"
 	"runtime"
 	"runtime/debug"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lateen-mesh/lateen/cli/host"
-)
-
-// The descriptors that a host is started with, besides its standard files.
-const (
-	startedFD = 3
-	lockFD    = 4
 )
 
 // hidden are the commands that lateen starts itself.
@@ -24,12 +15,12 @@ func (a *app) hidden() []*cobra.Command {
 		{
 			Use: "host", Hidden: true, Short: "Hold a mesh in namespaces (started by lateen run and lateen demo)",
 			Args: checked(cobra.NoArgs),
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				syscall.CloseOnExec(startedFD)
-				syscall.CloseOnExec(lockFD) // Held until the process ends.
-				log := slog.New(slog.NewTextHandler(a.err, nil))
-				return host.Run(cmd.Context(), a.in, os.NewFile(startedFD, "started"), log)
-			},
+			RunE: func(cmd *cobra.Command, _ []string) error { return host.Run(cmd.Context(), a.in) },
+		},
+		{
+			Use: "host-outside LOG", Hidden: true, Short: "Reach the outside for a mesh (started by lateen run and lateen demo)",
+			Args: checked(cobra.ExactArgs(1)),
+			RunE: func(_ *cobra.Command, args []string) error { return host.Outside(args[0]) },
 		},
 		{
 			Use: "host-init", Hidden: true, Short: "Be process 1 of a workload (started by lateen host)",

@@ -10,18 +10,12 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"syscall"
 )
 
-const (
-	// maxAnswer bounds what is read of an answer.
-	maxAnswer = 64 << 20
-	// maxTail and tailLines bound what is shown of a log.
-	maxTail   = 64 << 10
-	tailLines = 12
-)
+// maxAnswer bounds what is read of an answer.
+const maxAnswer = 64 << 20
 
 // CallError is an answer other than 2xx.
 type CallError struct {
@@ -101,22 +95,4 @@ func decodeAnswer(socket string, answer []byte, out any) error {
 		}
 	}
 	return nil
-}
-
-// LastLines returns the end of a log file, indented, to be shown in a message.
-func LastLines(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return "  (no log: " + err.Error() + ")"
-	}
-	defer func() { _ = f.Close() }()
-	if info, err := f.Stat(); err == nil && info.Size() > maxTail {
-		_, _ = f.Seek(-maxTail, io.SeekEnd)
-	}
-	text, _ := io.ReadAll(io.LimitReader(f, maxTail))
-	lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
-	if len(lines) > tailLines {
-		lines = lines[len(lines)-tailLines:]
-	}
-	return "  " + strings.Join(lines, "\n  ")
 }

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -40,7 +41,7 @@ type StartConfig struct {
 type Host struct {
 	dir   Dir
 	stdin *os.File
-	done  chan struct{}
+	done  chan struct{} // Closed when the host and the process outside have ended.
 }
 
 // ErrRunning is met when a host must be new but one runs already.
@@ -99,6 +100,9 @@ func Start(ctx context.Context, cfg StartConfig) (*Host, error) {
 // begin fills the run directory and starts the host.
 func (h *Host) begin(ctx context.Context, cfg StartConfig, config Config, isolation netns.Isolation, lock *os.File) error {
 	if err := cfg.Dir.sweep(); err != nil {
+		return err
+	}
+	if _, err := cfg.Dir.sweepEnded(); err != nil {
 		return err
 	}
 	if err := cfg.Dir.Make(); err != nil {
@@ -160,29 +164,38 @@ func (h *Host) spawn(ctx context.Context, cfg Config, isolation netns.Isolation,
 		return fmt.Errorf("make a pipe: %w", err)
 	}
 	h.stdin = feed
+	defer func() { _, _ = started.Close(), stdin.Close() }()
 	log, err := os.OpenFile(h.dir.Log("host"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the host's log: %w", err)
 	}
 	defer func() { _ = log.Close() }()
+	if err := keepFiles(); err != nil {
+		return err
+	}
+	outside, link, err := startOutside(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = link.Close() }()
 	cmd := netns.Command(context.WithoutCancel(ctx), isolation, cfg.Self, "host")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, log, log
-	cmd.ExtraFiles = []*os.File{started, lock}
+	cmd.ExtraFiles = []*os.File{startedFD - firstInherited: started, lockFD - firstInherited: lock, outsideFD - firstInherited: link}
 	cmd.Dir = "/"
 	cmd.SysProcAttr.Setsid = true // A key on the terminal is for the client alone.
 	if !cfg.Follow {
 		cmd.SysProcAttr.Pdeathsig = 0
 	}
-	err = cmd.Start()
-	_, _ = started.Close(), stdin.Close()
-	if err != nil {
-		_ = feed.Close()
+	if err := cmd.Start(); err != nil {
+		_, _ = feed.Close(), link.Close()
+		_ = outside.Wait()
 		return fmt.Errorf("start the host: %w", err)
 	}
 	go func() {
-		_ = cmd.Wait()
+		_, _ = cmd.Wait(), outside.Wait()
 		close(h.done)
 	}()
+	_, _, _ = started.Close(), stdin.Close(), link.Close() // Theirs now: their end must be seen.
 	if err := os.WriteFile(h.dir.pid(), []byte(strconv.Itoa(cmd.Process.Pid)), 0o600); err != nil {
 		return fmt.Errorf("note the host's number: %w", err)
 	}
@@ -190,6 +203,40 @@ func (h *Host) spawn(ctx context.Context, cfg Config, isolation netns.Isolation,
 		return fmt.Errorf("tell the host its configuration: %w", err)
 	}
 	return h.await(ctx, report)
+}
+
+// startOutside starts the process outside, which ends when whoever has the other end of the link has ended.
+func startOutside(ctx context.Context, cfg Config, log *os.File) (*exec.Cmd, *os.File, error) {
+	ours, theirs, err := socketFiles()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = theirs.Close() }()
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), cfg.Self, "host-outside", cfg.Dir.Log("outside"))
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{controlFD - firstInherited: theirs}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		_ = ours.Close()
+		return nil, nil, fmt.Errorf("start the process outside: %w", err)
+	}
+	return cmd, ours, nil
+}
+
+// keepFiles keeps what this process has open, and may have from its shell, from those that it starts: they live on,
+// and whoever waits for the end of a pipe would wait for them.
+func keepFiles() error {
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("list the open files (is /proc mounted?): %w", err)
+	}
+	for _, f := range open {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd >= firstInherited {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 // await reads the host's report.
@@ -244,8 +291,12 @@ func kill(dir Dir) {
 
 // Clean ends the host of a mesh, if one runs, and removes what it left. It tells whether there was anything.
 func Clean(ctx context.Context, dir Dir) (bool, error) {
+	swept, err := dir.sweepEnded()
+	if err != nil {
+		return false, err
+	}
 	if _, err := os.Stat(string(dir)); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return swept, nil
 	}
 	if c, err := Dial(dir); err == nil {
 		_ = c.send(request{Op: opEnd}, nil)

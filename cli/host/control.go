@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"os"
 	"os/exec"
 	"sync"
 	"syscall"
@@ -29,6 +28,7 @@ const (
 // control keeps the control plane running.
 type control struct {
 	host *host
+	log  *logPipe
 	work sync.WaitGroup
 
 	mu      sync.Mutex
@@ -58,9 +58,13 @@ type Token struct {
 }
 
 // start starts lateend, waits until it serves, and keeps it running until stop.
-func (c *control) start(ctx context.Context) error {
+func (c *control) start(ctx context.Context) (err error) {
+	if c.log, err = newLogPipe(c.host.cfg.Dir.Log("lateend")); err != nil {
+		return err
+	}
 	first, err := c.spawn()
 	if err != nil {
+		c.log.close()
 		return err
 	}
 	live, over := context.WithCancel(context.WithoutCancel(ctx))
@@ -77,13 +81,13 @@ func (c *control) start(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-first.ended:
+			words := c.log.lastWords()
 			c.stop()
-			return fmt.Errorf("the control plane ended at its start with code %d; its last words:\n%s", first.code(),
-				LastLines(c.host.cfg.Dir.Log("lateend")))
+			return fmt.Errorf("the control plane ended at its start with code %d; its last words:\n%s", first.code(), words)
 		case <-ctx.Done():
+			words := c.log.lastWords()
 			c.stop()
-			return fmt.Errorf("the control plane is not ready after %s; its last words:\n%s", readyLimit,
-				LastLines(c.host.cfg.Dir.Log("lateend")))
+			return fmt.Errorf("the control plane is not ready after %s; its last words:\n%s", readyLimit, words)
 		}
 	}
 }
@@ -91,15 +95,10 @@ func (c *control) start(ctx context.Context) error {
 // spawn starts lateend once.
 func (c *control) spawn() (*child, error) {
 	cfg := c.host.cfg
-	log, err := os.OpenFile(cfg.Dir.Log("lateend"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the control plane's log: %w", err)
-	}
-	defer func() { _ = log.Close() }()
 	address := netip.AddrPortFrom(bridgeAddresses()[0].Addr(), controlPort)
 	cmd := exec.Command(cfg.Lateend, "--dir", cfg.Dir.Config(), "--state", cfg.Dir.State(),
 		"--listen", address.String(), "--api", cfg.Dir.API())
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr = c.log.out, c.log.out
 	started, err := c.host.reaper.start(cmd)
 	if err != nil {
 		return nil, fmt.Errorf("start the control plane: %w", err)
@@ -146,7 +145,9 @@ func (c *control) stop() {
 		return // it never started
 	}
 	c.over()
+	c.over = nil
 	c.work.Wait()
+	defer c.log.close()
 	c.mu.Lock()
 	running := c.running
 	c.mu.Unlock()

@@ -134,7 +134,7 @@ func (d Dir) tryLock() (*os.File, error) {
 // remove removes the directory, whose lock the caller holds. It goes out of sight first: whoever makes a new one
 // meanwhile keeps it whole.
 func (d Dir) remove() error {
-	aside := fmt.Sprintf("%s.ended-%d", d, time.Now().UnixNano())
+	aside := fmt.Sprintf("%s%s%d", d, endedMark, time.Now().UnixNano())
 	if err := os.Rename(string(d), aside); err != nil {
 		return fmt.Errorf("remove the run directory: %w", err)
 	}
@@ -142,6 +142,32 @@ func (d Dir) remove() error {
 		return fmt.Errorf("remove the run directory: %w", err)
 	}
 	return nil
+}
+
+// endedMark is in the names of directories that have gone out of sight.
+const endedMark = ".ended-"
+
+// sweepEnded removes what is left of directories that were to be removed when whoever did it was killed. It tells
+// whether there was anything.
+func (d Dir) sweepEnded() (bool, error) {
+	entries, err := os.ReadDir(filepath.Dir(string(d)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("sweep the run directories: %w", err)
+	}
+	found := false
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), filepath.Base(string(d))+endedMark) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(filepath.Dir(string(d)), e.Name())); err != nil {
+			return found, fmt.Errorf("sweep the run directories: %w", err)
+		}
+		found = true
+	}
+	return found, nil
 }
 
 // sweep removes what a host that was killed left in the directory. Nobody may run there: the caller holds the lock.

@@ -6,8 +6,9 @@
 // to the client. The host is process 1 of a PID namespace and owns a network namespace with a bridge; each workload is
 // a PID, network and mount namespace below it. Nothing is pinned anywhere, so that killing the host ends everything.
 //
-// Start, Dial and the Client are the outside; Run is the host; Init is the first process of one workload. The package
-// must not know what a workload does, nor what the mesh's configuration says. Run and Init are whole programs: call
+// Start, Dial and the Client are for clients; Run is the host; Init is the first process of one workload; Outside is
+// the process on the machine's own network that connects workloads with what is not in the mesh. The package must not
+// know what a workload does, nor what the mesh's configuration says. Run, Init and Outside are whole programs: call
 // each once. A Client serves one goroutine.
 package host
 
@@ -20,9 +21,12 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lateen-mesh/lateen/redirect/netns"
 )
@@ -61,6 +65,13 @@ type Config struct {
 	Linger time.Duration
 }
 
+// The descriptors that a host is started with, besides its standard files.
+const (
+	startedFD = iota + firstInherited // Where it reports its start.
+	lockFD                            // The lock of its directory, held until it ends.
+	outsideFD                         // The process outside.
+)
+
 // host is a running host.
 type host struct {
 	cfg     Config
@@ -69,6 +80,7 @@ type host struct {
 	pools   []*netns.Pool
 	reaper  *reaper
 	control *control
+	outside *net.UnixConn // To the process outside.
 
 	end  context.CancelFunc // Ends the host.
 	work sync.WaitGroup     // The connections, each with its workload.
@@ -80,19 +92,35 @@ type host struct {
 	ending    bool
 }
 
-// Run is the host: it reads a Config from stdin, reports to started what became of its start, and serves until it
-// is told to end, ctx ends, or there is nothing left to do. Nothing is left of it then.
-func Run(ctx context.Context, stdin io.Reader, started io.WriteCloser, log *slog.Logger) error {
+// Run is the host: it reads a Config from stdin, reports to whoever started it what became of its start, and serves
+// until it is told to end, ctx ends, or there is nothing left to do. Nothing is left of it then.
+func Run(ctx context.Context, stdin io.Reader) error {
+	for fd := startedFD; fd <= outsideFD; fd++ {
+		syscall.CloseOnExec(fd)
+	}
 	var cfg Config
 	in := json.NewDecoder(stdin)
 	if err := in.Decode(&cfg); err != nil {
 		return fmt.Errorf("read the host's configuration from standard input: %w", err)
 	}
-	h := &host{cfg: cfg, log: log, workloads: map[string]*workload{}}
+	words, err := newLog(cfg.Dir.Log("host"))
+	if err != nil {
+		return err
+	}
+	words.renewed = func(f *os.File) { _ = unix.Dup3(int(f.Fd()), syscall.Stderr, 0) } // Where a panic would be told.
+	words.renewed(words.file)
+	h := &host{cfg: cfg, log: slog.New(slog.NewTextHandler(words, nil)), workloads: map[string]*workload{}}
+	outside, err := net.FileConn(os.NewFile(outsideFD, "outside"))
+	if err != nil {
+		return fmt.Errorf("find the process outside: %w", err)
+	}
+	h.outside = outside.(*net.UnixConn)
 	ctx, h.end = context.WithCancel(ctx)
 	defer h.end()
-	err := h.serve(ctx, in, started)
+	err = h.serve(ctx, in, os.NewFile(startedFD, "started"))
 	h.end() // also when serve failed: the workloads end, too
+	h.refuse()
+	_ = h.outside.Close()
 	h.work.Wait()
 	if h.control != nil {
 		h.control.stop()
@@ -171,6 +199,10 @@ func (h *host) open(ctx context.Context) (*net.UnixListener, error) {
 	if err := h.control.start(ctx); err != nil {
 		return nil, err
 	}
+	if err := h.openOutside(); err != nil {
+		h.log.Warn("workloads reach only the mesh, nothing outside", "cause", err)
+	}
+	h.work.Go(h.watchOutside)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: h.cfg.Dir.Socket(), Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("open the host's socket: %w", err)
@@ -183,6 +215,13 @@ func (h *host) refuse() {
 	h.mu.Lock()
 	h.ending = true
 	h.mu.Unlock()
+}
+
+// isEnding says whether the host takes no more requests.
+func (h *host) isEnding() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ending
 }
 
 // endIdle ends the host unless somebody came in the meantime.

@@ -1,10 +1,12 @@
 package host_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -312,6 +314,88 @@ func TestTogether(t *testing.T) {
 			t.Errorf("the control plane was started %d times", len(starts))
 		}
 	})
+}
+
+// TestLogs: a command that says too much does not fill the run directory, nor is it held up.
+func TestLogs(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		w.linger = patience // The directory is to stay.
+		c := w.start("run", workload("one", "i=0; while [ $i -lt 40 ]; do head -c 100000 /dev/zero; i=$((i+1)); done"))
+		c.events(host.EventDone)
+		logs, err := filepath.Glob(filepath.Join(filepath.Dir(w.dir.Log("")), "default.one.log*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sizes := map[string]int64{}
+		for _, path := range logs {
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if sizes[filepath.Ext(path)] = info.Size(); info.Size() > 1<<20 {
+				t.Errorf("%s has %d bytes", path, info.Size())
+			}
+		}
+		if sizes[".log"] == 0 || sizes[".old"] == 0 {
+			t.Errorf("the logs have sizes %v", sizes)
+		}
+		if out, err := w.command("clean", string(w.dir)).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+}
+
+// TestInheritedFiles: what the shell had open is kept from all that lives on after the client.
+func TestInheritedFiles(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		load := workload("one", w.looping())
+		load.Detach = true
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = read.Close() }()
+		w.files = slices.Repeat([]*os.File{write}, 8) // The first of them have numbers that the host uses itself.
+		c := w.start("run", load)
+		_ = write.Close()
+		c.events(host.EventReady)
+		if err := c.Wait(); err != nil {
+			t.Errorf("%v: %s", err, c.err)
+		}
+		if err := read.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := read.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("the pipe that the client had is still open: %v", err)
+		}
+		w.files = nil
+		if out, err := w.command("clean", string(w.dir)).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+}
+
+// TestSwept: the next start, and cleaning, remove what a host left that was killed while it removed its directory.
+func TestSwept(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, os.Geteuid())
+	left := string(w.dir) + ".ended-1"
+	for _, end := range []func(){
+		func() { w.start("run", workload("one", "true")).events(host.EventDone) },
+		func() {
+			if out, err := w.command("clean", string(w.dir)).CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		},
+	} {
+		if err := os.MkdirAll(filepath.Join(left, "logs"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		end()
+		w.nothingLeft(false)
+	}
 }
 
 // TestRefused: what cannot be is refused with a message that says what to do.

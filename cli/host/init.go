@@ -45,7 +45,6 @@ type initSpec struct {
 	// Hide is the directory that the command must not see into.
 	Hide  string
 	Proxy ProxyConfig
-	Log   string            // Where the proxy's words go.
 	Files map[string]string // What is mounted over which file.
 }
 
@@ -60,6 +59,7 @@ type initProcess struct {
 	sockets []*os.File
 	proxy   *child
 	began   time.Time
+	faulty  bool // The proxy is to blame; its log tells more.
 }
 
 // Init is the first process of a workload, started by the host in namespaces of its own. It waits until the host has
@@ -95,7 +95,7 @@ func Init() error {
 	}()
 	p.reaper = newReaper()
 	if err := p.run(); err != nil {
-		p.out.send(Event{Kind: EventError, Error: err.Error()})
+		p.out.send(Event{Kind: EventError, Error: err.Error(), ProxyLog: p.faulty})
 		return err
 	}
 	return nil
@@ -195,15 +195,15 @@ func (p *initProcess) awaitProxy() error {
 		case <-p.stop:
 			return errors.New("ended before its proxy was ready")
 		case <-limit:
-			return fmt.Errorf("the proxy is not ready after %s (%w); its last words:\n%s", proxyLimit, last,
-				LastLines(p.spec.Log))
+			p.faulty = true
+			return fmt.Errorf("the proxy is not ready after %s (%w)", proxyLimit, last)
 		}
 	}
 }
 
 func (p *initProcess) proxyDied() error {
-	return fmt.Errorf("the proxy ended with code %d, and with it the workload; its last words:\n%s", p.proxy.code(),
-		LastLines(p.spec.Log))
+	p.faulty = true
+	return fmt.Errorf("the proxy ended with code %d, and with it the workload", p.proxy.code())
 }
 
 // runCommand runs the command to its end, which comes by itself, by the host, or by the proxy's end.

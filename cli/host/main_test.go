@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -65,14 +64,15 @@ func lateen(command string, args []string) error {
 	defer stop()
 	switch command {
 	case "host":
-		for fd := 3; fd <= 4; fd++ {
-			syscall.CloseOnExec(fd)
-		}
-		return host.Run(ctx, os.Stdin, os.NewFile(3, "started"), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		return host.Run(ctx, os.Stdin)
+	case "host-outside":
+		return host.Outside(args[0])
 	case "host-init":
 		return host.Init()
 	case "host-exec":
 		return host.Exec(args[1], args[2:])
+	case "fetch":
+		return fetchInside(ctx, args)
 	case "check":
 		return netns.Check(netns.Isolation{User: os.Geteuid() != 0, PID: true})
 	case "clean":
@@ -90,6 +90,26 @@ func lateen(command string, args []string) error {
 		return drive(ctx, host.Dir(args[0]), args[1], true)
 	}
 	return fmt.Errorf("unknown command %q", command)
+}
+
+// fetchInside is a workload's command that asks for pages and writes down what comes.
+func fetchInside(ctx context.Context, urls []string) error {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for _, url := range urls {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			journal("%s: no answer", url)
+			continue
+		}
+		text, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		journal("%s: %.40s, %d bytes, %v", url, text, len(text), err)
+	}
+	return nil
 }
 
 // drive runs a workload, given as JSON, and prints its events as JSON. A line on standard input stops the workload;

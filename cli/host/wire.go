@@ -93,6 +93,7 @@ type Event struct {
 	After     time.Duration `json:",omitempty"` // EventProxy, EventReady: since the proxy's start.
 	Code      int           `json:",omitempty"`
 	Error     string        `json:",omitempty"`
+	ProxyLog  bool          `json:",omitempty"` // EventError: to the host, which adds the proxy's last words.
 	Workloads []Status      `json:",omitempty"`
 }
 

@@ -39,6 +39,8 @@ type workload struct {
 	addresses []netip.Addr
 	asked     chan struct{} // Closed when its end is asked for.
 	ended     chan struct{} // Closed when nothing of it is left.
+	proxyLog  *logPipe
+	log       *logPipe // Of a command without a terminal, else nil.
 
 	mu       sync.Mutex
 	stopping bool // asked is closed.
@@ -147,7 +149,12 @@ func (h *host) runWorkload(ctx context.Context, conn *net.UnixConn, out *events,
 	if err != nil {
 		return err
 	}
+	if err := w.openLogs(); err != nil {
+		return err
+	}
+	defer w.closeLogs()
 	child, control, err := w.spawn(ctx, files)
+	closeAll(files) // Whoever reads from the command's output must not wait for us.
 	if err != nil {
 		return err
 	}
@@ -181,23 +188,17 @@ func (w *workload) spawn(ctx context.Context, files []*os.File) (*child, *net.Un
 		return nil, nil, err
 	}
 	defer func() { _ = theirs.Close() }()
-	log, err := os.OpenFile(w.host.cfg.Dir.Log(w.logName()+".proxy"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
-	if err != nil {
-		_ = ours.Close()
-		return nil, nil, fmt.Errorf("open the proxy's log: %w", err)
-	}
-	defer func() { _ = log.Close() }()
 	if !w.req.Stdio {
-		own, err := w.ownStdio()
+		null, err := os.Open(os.DevNull)
 		if err != nil {
 			_ = ours.Close()
-			return nil, nil, err
+			return nil, nil, fmt.Errorf("open standard input for %s: %w", w.req.Name, err)
 		}
-		defer closeAll(own)
-		files = append(own, files...)
+		defer func() { _ = null.Close() }()
+		files = append([]*os.File{null, w.log.out, w.log.out}, files...)
 	}
 	cmd := netns.Command(context.WithoutCancel(ctx), netns.Isolation{PID: true}, w.host.cfg.Self, "host-init")
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr = w.proxyLog.out, w.proxyLog.out
 	cmd.ExtraFiles = append([]*os.File{theirs}, files...)
 	started, err := w.host.reaper.start(cmd)
 	if err != nil {
@@ -207,18 +208,23 @@ func (w *workload) spawn(ctx context.Context, files []*os.File) (*child, *net.Un
 	return started, ours, nil
 }
 
-// ownStdio opens what a command without a terminal reads and writes: nothing, and a log file.
-func (w *workload) ownStdio() ([]*os.File, error) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return nil, fmt.Errorf("open standard input for %s: %w", w.req.Name, err)
+// openLogs begins the log of the proxy and, if it has no terminal, of the command.
+func (w *workload) openLogs() (err error) {
+	dir := w.host.cfg.Dir
+	if w.proxyLog, err = newLogPipe(dir.Log(w.logName() + ".proxy")); err != nil || w.req.Stdio {
+		return err
 	}
-	log, err := os.OpenFile(w.host.cfg.Dir.Log(w.logName()), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
-	if err != nil {
-		_ = null.Close()
-		return nil, fmt.Errorf("open the log of %s: %w", w.req.Name, err)
+	if w.log, err = newLogPipe(dir.Log(w.logName())); err != nil {
+		w.proxyLog.close()
 	}
-	return []*os.File{null, log, log}, nil
+	return err
+}
+
+func (w *workload) closeLogs() {
+	w.proxyLog.close()
+	if w.log != nil {
+		w.log.close()
+	}
 }
 
 // follow plugs the init's namespace into the bridge, gives it its spec and passes its events on until it has ended.
@@ -247,9 +253,15 @@ func (w *workload) follow(ctx context.Context, c *child, control *net.UnixConn, 
 		switch ev.Kind {
 		case EventError:
 			told, err = true, errors.New(ev.Error)
+			if ev.ProxyLog {
+				err = fmt.Errorf("%w; its last words:\n%s", err, w.proxyLog.lastWords())
+			}
 			continue // It is told when nothing of the workload is left.
 		case EventExited:
 			told, exited = true, true
+			if w.log != nil {
+				w.log.catchUp() // Whoever hears of it may look.
+			}
 			c.killAfter(w.req.Drain + overtime)
 		}
 		w.note(ctx, ev.Kind)
@@ -262,7 +274,7 @@ func (w *workload) follow(ctx context.Context, c *child, control *net.UnixConn, 
 	_ = os.Remove(spec.Proxy.AdminSocket)
 	if !told {
 		return fmt.Errorf("the workload %s was killed (code %d); the last words of its proxy:\n%s", w.req.Name, c.code(),
-			LastLines(w.host.cfg.Dir.Log(w.logName()+".proxy")))
+			w.proxyLog.lastWords())
 	}
 	return err
 }
@@ -303,10 +315,7 @@ func (w *workload) leave(ctx context.Context) {
 // tell tells the control plane a state of the workload. A gateway is not called by anybody in the mesh, and when the
 // whole mesh ends there is nobody to call: then it returns false.
 func (w *workload) tell(ctx context.Context, state string) bool {
-	w.host.mu.Lock()
-	ending := w.host.ending
-	w.host.mu.Unlock()
-	if ending || w.req.Role != RoleSidecar {
+	if w.host.isEnding() || w.req.Role != RoleSidecar {
 		return false
 	}
 	w.host.control.tell(ctx, w, state)
@@ -334,7 +343,7 @@ func (w *workload) begin(c *child, control *net.UnixConn, spec *initSpec) error 
 func (w *workload) spec(t *Token) (*initSpec, error) {
 	dir := w.host.cfg.Dir
 	s := &initSpec{
-		Workload: w.req, Self: w.host.cfg.Self, ProxyPath: w.host.cfg.Proxy, Hide: filepath.Dir(string(dir)), Log: dir.Log(w.logName() + ".proxy"),
+		Workload: w.req, Self: w.host.cfg.Self, ProxyPath: w.host.cfg.Proxy, Hide: filepath.Dir(string(dir)),
 		Files: map[string]string{},
 	}
 	inherited := map[string]int{}
@@ -383,11 +392,10 @@ func (w *workload) hosts() string {
 
 // socketPair returns the two ends of a connection: one for us, one for a child.
 func socketPair() (*net.UnixConn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	ours, theirs, err := socketFiles()
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a pair of sockets: %w", err)
+		return nil, nil, err
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "init")
 	conn, err := net.FileConn(ours)
 	_ = ours.Close()
 	if err != nil {
@@ -395,6 +403,15 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 		return nil, nil, fmt.Errorf("use a pair of sockets: %w", err)
 	}
 	return conn.(*net.UnixConn), theirs, nil
+}
+
+// socketFiles returns the two ends of a connection as files.
+func socketFiles() (one, other *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a pair of sockets: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "one end"), os.NewFile(uintptr(fds[1]), "other end"), nil
 }
 
 func boolInt(b bool) int {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/lateen-mesh/lateen/cli/host"
+	"github.com/lateen-mesh/lateen/redirect/netns"
 )
 
 const (
@@ -36,6 +37,8 @@ type world struct {
 	env     []string
 	linger  time.Duration
 	links   int
+	files   []*os.File // What clients have open besides their standard files.
+	machine *machine   // Where clients run; nil: on this one.
 }
 
 // each runs a test as root and as an ordinary user.
@@ -122,6 +125,10 @@ func (w *world) command(args ...string) *exec.Cmd {
 	// A program that was built with -race otherwise waits for a second when it ends.
 	cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0 halt_on_error=1", journalVariable+"="+w.journal, lingerVariable+"="+w.linger.String()), w.env...)
 	cmd.Dir = "/"
+	cmd.ExtraFiles = w.files
+	if w.machine != nil {
+		return w.machine.command(cmd, w.uid)
+	}
 	if w.uid != os.Geteuid() {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(w.uid), Gid: uint32(w.uid)}}
 	}
@@ -163,7 +170,11 @@ func (w *world) start(how string, load host.Workload) *client {
 		w.t.Fatal(err)
 	}
 	c.out = bufio.NewReader(out)
-	if err := c.Start(); err != nil {
+	begin := c.Start
+	if w.machine != nil {
+		begin = func() error { return netns.Do(w.machine.near, c.Start) }
+	}
+	if err := begin(); err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
