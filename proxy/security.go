@@ -293,10 +293,8 @@ func useFiles(cfg *tls.Config, t *plan.ClientTLS) {
 			return fmt.Errorf("%s is empty", t.CAFile)
 		case len(t.Identities) > 0:
 			return verifyServer(cs, roots, "", t.Identities)
-		case t.SNI == "":
-			return errors.New("nothing says who the server should be: set sni or subjectAltNames")
 		}
-		return verifyServer(cs, roots, t.SNI, nil)
+		return verifyServer(cs, roots, t.SNI, nil) // without a server name, target.serverName adds the request's
 	}
 }
 

@@ -89,7 +89,7 @@ func TestRootsFromFile(t *testing.T) {
 	}{
 		{"the name", plan.ClientTLS{SNI: "example.com", CAFile: path}, 200},
 		{"another name", plan.ClientTLS{SNI: "evil.test", CAFile: path}, 503},
-		{"no name", plan.ClientTLS{CAFile: path}, 503},
+		{"the request's host", plan.ClientTLS{CAFile: path}, 200}, // 127.0.0.1, which the certificate bears
 		{"an alternative name", plan.ClientTLS{CAFile: path, Identities: []string{"example.com"}}, 200},
 		{"another alternative name", plan.ClientTLS{SNI: "example.com", CAFile: path, Identities: []string{"evil.test"}}, 503},
 		{"other roots", plan.ClientTLS{SNI: "example.com", CAFile: foreign}, 503},
