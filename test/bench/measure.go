@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -18,14 +19,20 @@ import (
 // sample is one measurement of one peer.
 type sample struct {
 	load.Result
-	pss int64 // bytes, afterwards
+	pss  int64 // bytes, afterwards
+	more int64 // bytes that the connections of a load.Hold have cost
 }
 
 // perCPU is how many operations a second of CPU time does.
 func (s *sample) perCPU() float64 { return float64(s.Operations) / s.CPU.Seconds() }
 
-// busy is how much of its core a proxy used.
-func (s *sample) busy() float64 { return float64(s.CPU) / float64(s.Elapsed) }
+// busy is how much of its core a proxy used; 0 where that was not measured.
+func (s *sample) busy() float64 {
+	if s.Elapsed == 0 {
+		return 0
+	}
+	return float64(s.CPU) / float64(s.Elapsed)
+}
 
 // result is what came of one variant.
 type result struct {
@@ -80,6 +87,39 @@ func prefer() { _ = os.WriteFile("/proc/self/autogroup", []byte(niceness), 0) }
 
 // compare runs a scenario with all peers.
 func compare(ctx context.Context, cfg config, t tools, sc *scenario) ([]*result, error) {
+	if sc.position&fresh == 0 {
+		return compareOnce(ctx, cfg, t, sc, cfg.rounds)
+	}
+	var out []*result
+	for _, v := range sc.variants {
+		one := *sc
+		one.variants = []variant{v}
+		rounds := cfg.rounds
+		if v.services > 0 {
+			rounds = 1 // memory varies little, and a large mesh takes long
+		}
+		var r *result
+		for range rounds {
+			list, err := compareOnce(ctx, cfg, t, &one, 1)
+			switch {
+			case err != nil && ctx.Err() != nil:
+				return out, err
+			case err != nil:
+				r = cmp.Or(r, newResult(sc, &v, &v.job))
+				r.fail(cfg, err.Error())
+			case r == nil:
+				r = list[0]
+			default:
+				r.add(list[0])
+			}
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// compareOnce runs the rounds of a scenario on one stage.
+func compareOnce(ctx context.Context, cfg config, t tools, sc *scenario, rounds int) ([]*result, error) {
 	names := append([]string{ours}, sc.peers(cfg.peers)...)
 	if slices.ContainsFunc(sc.variants, func(v variant) bool { return v.fixed() }) {
 		names = append(names, direct) // what a proxy adds to a latency is told by the one without any
@@ -88,21 +128,40 @@ func compare(ctx context.Context, cfg config, t tools, sc *scenario) ([]*result,
 	if err != nil {
 		return nil, err
 	}
-	results, err := st.run(ctx, sc)
+	results, err := st.run(ctx, sc, rounds)
+	for _, note := range st.absent {
+		if len(results) > 0 {
+			results[0].failed = append(results[0].failed, note)
+		}
+	}
 	if end := st.close(); err == nil {
 		err = end
 	}
 	return results, err
 }
 
+func newResult(sc *scenario, v *variant, job *load.Job) *result {
+	return &result{scenario: sc.name, variant: v.name, kind: job.Kind, rate: job.Rate, samples: map[string][]sample{}}
+}
+
+// add takes the samples of another one over.
+func (r *result) add(other *result) {
+	for name, list := range other.samples {
+		r.samples[name] = append(r.samples[name], list...)
+	}
+	r.failed = append(r.failed, other.failed...)
+}
+
+// fail notes a measurement that failed.
+func (r *result) fail(cfg config, why string) {
+	note := r.scenario + " " + r.variant + ": " + why
+	_, _ = fmt.Fprintln(cfg.log, "failed:", note)
+	r.failed = append(r.failed, note)
+}
+
 func (v *variant) fixed() bool { return v.job.Rate > 0 || v.share > 0 }
 
-func (s *stage) run(ctx context.Context, sc *scenario) ([]*result, error) {
-	for _, p := range s.peers {
-		if err := s.check(ctx, p, sc.services); err != nil {
-			return nil, err
-		}
-	}
+func (s *stage) run(ctx context.Context, sc *scenario, rounds int) ([]*result, error) {
 	var out []*result
 	for _, v := range sc.variants {
 		job := v.job
@@ -114,14 +173,14 @@ func (s *stage) run(ctx context.Context, sc *scenario) ([]*result, error) {
 			job.Rate = math.Round(v.share * slowest)
 		}
 		job.Warm, job.For = warm, s.cfg.window
-		r := &result{scenario: sc.name, variant: v.name, kind: job.Kind, rate: job.Rate, samples: map[string][]sample{}}
+		r := newResult(sc, &v, &job)
 		out = append(out, r)
-		for range s.cfg.rounds {
+		for range rounds {
 			for _, p := range s.peers {
 				if p.name == direct && !v.fixed() {
 					continue
 				}
-				if err := s.repeat(ctx, r, p, v.service, job); err != nil {
+				if err := s.repeat(ctx, r, p, &v, job); err != nil {
 					return out, err
 				}
 			}
@@ -150,9 +209,9 @@ func (s *stage) slowest(ctx context.Context, v *variant) (float64, error) {
 }
 
 // repeat measures once and notes it; what fails is tried once more, and noted too.
-func (s *stage) repeat(ctx context.Context, r *result, p *peer, service int, job load.Job) error {
+func (s *stage) repeat(ctx context.Context, r *result, p *peer, v *variant, job load.Job) error {
 	for range 2 {
-		got, err := s.measure(ctx, p, service, job)
+		got, err := s.take(ctx, p, v, job)
 		if err == nil {
 			r.samples[p.name] = append(r.samples[p.name], got)
 			return nil
@@ -160,11 +219,30 @@ func (s *stage) repeat(ctx context.Context, r *result, p *peer, service int, job
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		note := fmt.Sprintf("%s %s, %s: %v", r.scenario, r.variant, p.name, err)
-		_, _ = fmt.Fprintln(s.cfg.log, "failed:", note)
-		r.failed = append(r.failed, note)
+		r.fail(s.cfg, fmt.Sprintf("%s: %v", p.name, err))
 	}
 	return nil
+}
+
+// take measures once.
+func (s *stage) take(ctx context.Context, p *peer, v *variant, job load.Job) (sample, error) {
+	if v.special != nil {
+		got, err := v.special(s, ctx, p)
+		if err == nil {
+			got.pss, _, err = load.PSS(p.pids)
+		}
+		return got, err
+	}
+	before := int64(0)
+	if job.Kind == load.Hold {
+		var err error
+		if before, _, err = load.PSS(p.pids); err != nil {
+			return sample{}, err
+		}
+	}
+	got, err := s.measure(ctx, p, v.service, job)
+	got.more = got.Memory - before
+	return got, err
 }
 
 // measure makes one load on one peer.
@@ -203,17 +281,12 @@ func errOr(ctx context.Context, err error) error {
 // tell writes one line of progress.
 func (r *result) tell(cfg config, peers []*peer) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-11s %-8s", r.scenario, r.variant)
+	fmt.Fprintf(&b, "%-12s %-8s", r.scenario, r.variant)
 	for _, p := range peers {
-		list := r.samples[p.name]
-		if len(list) == 0 {
-			continue
+		if list := r.samples[p.name]; len(list) > 0 {
+			f := r.figures()[0]
+			fmt.Fprintf(&b, "  %s %s", p.name, show(f.metric, median(list, f.read)))
 		}
-		m := median(list, func(s *sample) float64 { return 1e6 / s.perCPU() })
-		if r.kind == load.Bulk {
-			m *= 1e9 / 1e6 // seconds per GB
-		}
-		fmt.Fprintf(&b, "  %s %.2f µs %.0f/s p99 %.2f ms", p.name, m, median(list, perSecond), median(list, p99)*1e3)
 	}
 	_, _ = fmt.Fprintln(cfg.log, b.String())
 }

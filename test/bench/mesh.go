@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -48,12 +47,15 @@ func (s *stage) startMesh(ctx context.Context, sc *scenario, names []string) err
 	if s.network, err = world.NewNetwork(netip.MustParsePrefix("10.9.0.1/16")); err != nil {
 		return err
 	}
+	if sc.position&atClient != 0 {
+		return s.startLarge(ctx, sc, names)
+	}
 	for i, v := range sc.services {
 		s.routes = append(s.routes, route{Downstream: v.downstream, Upstream: v.upstream, Service: appPort + i, Number: meshPort + i})
 	}
 	var peers []meshPeer
 	for n, name := range names {
-		if name == ours || name == peerEnvoy {
+		if obeys(name) {
 			peers = append(peers, meshPeer{name, virtualAddress(n)})
 		}
 	}
@@ -64,16 +66,15 @@ func (s *stage) startMesh(ctx context.Context, sc *scenario, names []string) err
 	if err := s.control(ctx, "sidecars.yaml", map[string]any{"Peers": peers, "Others": others}); err != nil {
 		return err
 	}
-	if sc.position == atServer {
+	if sc.position&atServer != 0 {
 		if s.tls, err = s.callerTLS(); err != nil {
 			return err
 		}
 	}
 	for n, name := range names {
 		p := &peer{name: name}
-		s.peers = append(s.peers, p)
-		if err := s.addMesh(ctx, sc, p, n); err != nil {
-			return fmt.Errorf("start %s: %w", name, err)
+		if err := s.admit(ctx, p, sc, s.addMesh(ctx, sc, p, n)); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -119,11 +120,11 @@ func (s *stage) addMesh(ctx context.Context, sc *scenario, p *peer, n int) error
 	if _, err := s.serve(server, list); err != nil {
 		return err
 	}
-	if p.name != ours && p.name != peerEnvoy {
+	if !obeys(p.name) {
 		return s.addPair(ctx, p, server, n)
 	}
 	at, first := virtualAddress(n), meshPort
-	if sc.position == atServer {
+	if sc.position&atServer != 0 {
 		at, first = serverAddress(n), appPort
 	} else if err := s.sidecar(ctx, p, p.place, "client-"+p.name, clientAddress(n), nil); err != nil {
 		return err

@@ -25,6 +25,10 @@ const (
 	metricP99     = "p99_seconds"
 	metricP999    = "p999_seconds"
 	metricPSS     = "pss_bytes"
+	metricIdle    = "pss_bytes_per_1000_connections"
+	metricReady   = "ready_seconds"
+	metricObeyed  = "obeyed_p50_seconds"
+	metricObeyed9 = "obeyed_p99_seconds"
 	added         = "added_" // before a quantile: less that of no proxy at all
 )
 
@@ -105,12 +109,23 @@ func (r *result) figures() []figure {
 	perCPU := figure{metricCPU, false, (*sample).perCPU}
 	rate := figure{metricRate, false, perSecond}
 	pss := figure{metricPSS, true, func(s *sample) float64 { return float64(s.pss) }}
+	p50 := func(s *sample) float64 { return s.P50.Seconds() }
+	switch {
+	case r.kind == load.Hold:
+		return []figure{{metricIdle, true, func(s *sample) float64 { return 1000 * float64(s.more) / float64(s.Operations) }}}
+	case r.scenario == "start":
+		return []figure{{metricReady, true, p50}, pss}
+	case r.scenario == "config":
+		return []figure{{metricObeyed, true, p50}, {metricObeyed9, true, p99}}
+	case r.scenario == "memory":
+		return []figure{pss}
+	}
 	if r.kind == load.Bulk {
 		perCPU.metric, rate.metric = metricBytes, metricThrough
 		return []figure{perCPU, rate, pss}
 	}
 	quantiles := []figure{
-		{metricP50, true, func(s *sample) float64 { return s.P50.Seconds() }},
+		{metricP50, true, p50},
 		{metricP99, true, p99},
 		{metricP999, true, func(s *sample) float64 { return s.P999.Seconds() }},
 	}
@@ -184,6 +199,8 @@ func (t *table) markdown(peers []string, results []*result) string {
 	b.WriteString("\nLatency (p99 of each operation; at a fixed rate what the proxy adds to the p99 of no proxy), and how many times as " +
 		"much the peer's is.\n\n")
 	t.part(&b, peers, results, metricP99)
+	b.WriteString("\nWhat is no load, and how many times as much the peer needs.\n\n")
+	t.part(&b, peers, results, "")
 	b.WriteString("\nMemory right after (PSS), and how many times as much the peer has.\n\n")
 	t.part(&b, peers, results, metricPSS)
 	if len(t.Failed) > 0 {
@@ -205,6 +222,10 @@ func (t *table) part(b *strings.Builder, peers []string, results []*result, metr
 	for _, r := range results {
 		name := metric
 		switch {
+		case metric == "":
+			if name = r.figures()[0].metric; name == metricCPU || name == metricBytes || name == metricPSS {
+				continue
+			}
 		case r.kind == load.Bulk && metric == metricCPU:
 			name = metricBytes
 		case r.rate > 0 && metric == metricP99:
@@ -237,7 +258,12 @@ func (t *table) part(b *strings.Builder, peers []string, results []*result, metr
 	}
 }
 
-func percent(share float64) string { return fmt.Sprintf("%.0f %%", 100*share) }
+func percent(share float64) string {
+	if share == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.0f %%", 100*share)
+}
 
 // show writes a figure for people.
 func show(metric string, v float64) string {
@@ -246,7 +272,7 @@ func show(metric string, v float64) string {
 		return fmt.Sprintf("%.2f µs", 1e6/v)
 	case metricBytes:
 		return fmt.Sprintf("%.2f s/GB", 1e9/v)
-	case metricPSS:
+	case metricPSS, metricIdle:
 		return fmt.Sprintf("%.1f MiB", v/(1<<20))
 	}
 	return fmt.Sprintf("%.2f ms", cmp.Or(v, 0)*1e3)

@@ -145,7 +145,7 @@ func TestTemplates(t *testing.T) {
 			})
 		}
 		names := []string{"mesh.yaml", "nginx.conf", "haproxy.cfg"}
-		if sc.position != atGateway {
+		if sc.position&atGateway == 0 {
 			names = []string{"sidecars.yaml", "pair-nginx.conf", "pair-haproxy.cfg"}
 		}
 		for _, name := range names {

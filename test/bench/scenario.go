@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/lateen-mesh/lateen/test/bench/load"
@@ -15,22 +17,34 @@ type scenario struct {
 	position    position
 }
 
-// position is where the proxies stand.
+// position is where the proxies stand, and what else is particular to a scenario.
 type position int
 
 const (
-	atGateway position = iota // one proxy, plaintext on both sides
-	atServer                  // beside the service: mutual TLS from the client, 20 authorization rules, access log
-	atBoth                    // beside the client and beside the service, mutual TLS between the two
+	atGateway position = 1 << iota // one proxy, plaintext on both sides
+	atServer                       // beside the service: mutual TLS from the client, 20 authorization rules, access log
+	atBoth                         // beside the client and beside the service, mutual TLS between the two
+	atClient                       // beside the client, in a mesh of many services
+	fresh                          // everything is started anew for each measurement
+	timed                          // the first answer of each proxy is waited for
+	obedient                       // only those that obey our control plane can be compared
 )
 
-// peers are those of a list that can stand in the scenario's position.
+// peers are those of a list that can be compared in the scenario.
 func (sc *scenario) peers(list []string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(p string) bool {
-		obedient := p == peerEnvoy || p == ours
-		return !obedient && sc.position != atGateway && (sc.position == atServer || sc.services[0].downstream != "TCP")
+		switch {
+		case obeys(p):
+			return false
+		case sc.position&(obedient|atServer|atClient) != 0:
+			return true
+		}
+		return sc.position&atBoth != 0 && sc.services[0].downstream != "TCP"
 	})
 }
+
+// obeys reports whether a peer obeys our control plane.
+func obeys(peer string) bool { return peer == ours || peer == peerEnvoy }
 
 // service is what stands behind the proxies, and how they are told to speak: protocols as Istio names them.
 type service struct {
@@ -45,6 +59,10 @@ type variant struct {
 	job     load.Job
 	// share is the rate as a part of what the slowest peer can do with that job; 0: as the job says.
 	share float64
+	// special measures what is no load; nil: the job.
+	special func(s *stage, ctx context.Context, p *peer) (sample, error)
+	// services is how many there are in the mesh, where that is what matters.
+	services int
 }
 
 const (
@@ -60,6 +78,26 @@ func http1Service(size int) []service {
 
 func http1Load(connections, size int) load.Job {
 	return load.Job{Kind: load.HTTP1, Connections: connections, Size: size}
+}
+
+// twoSizes are two services that answers tell apart.
+func twoSizes() []service { return append(http1Service(page), http1Service(2*page)...) }
+
+// tenAlike are the endpoints of services in a large mesh.
+func tenAlike() []service {
+	var out []service
+	for range 10 {
+		out = append(out, http1Service(page)...)
+	}
+	return out
+}
+
+func sized(services int) variant {
+	return variant{name: strconv.Itoa(services), services: services, special: (*stage).measureUse}
+}
+
+func hold(connections int) []variant {
+	return []variant{{name: strconv.Itoa(connections), job: load.Job{Kind: load.Hold, Connections: connections, Size: page}}}
 }
 
 func grpcLoad(kind string, connections, streams int) load.Job {
@@ -118,6 +156,20 @@ func scenarios() []scenario {
 		{"h1-mesh", "HTTP/1.1 beside the service: mutual TLS in, 20 authorization rules, access log", http1Service(page), h1[:1], atServer},
 		{"h1-mesh-pair", "HTTP/1.1 through both sidecars, mutual TLS between them", http1Service(page), h1[:1], atBoth},
 		{"l4-mtls", "TCP through two proxies, mutual TLS between them", tcp, tcpLoads, atBoth},
+		{"idle", "memory for each 1,000 idle connections of so many, plaintext HTTP", http1Service(page), hold(5000), atGateway | fresh},
+		{"idle-mtls", "memory for each 1,000 idle connections of so many, mutual TLS", http1Service(page), hold(2000), atServer | fresh},
+		{
+			"start", "from the start of the process to the first answer", http1Service(page),
+			[]variant{{name: "gateway", special: (*stage).measureStart}}, atGateway | fresh | timed,
+		},
+		{
+			"config", "from a change of an endpoint to the first answer that obeys it", twoSizes(),
+			[]variant{{name: "endpoint", special: (*stage).measureConfig}}, atGateway | fresh | obedient,
+		},
+		{
+			"memory", "sidecar that has used 20 services of so many, with 10 endpoints each", tenAlike(),
+			[]variant{sized(10), sized(1_000), sized(10_000)}, atClient | fresh | obedient,
+		},
 	}
 }
 

@@ -62,6 +62,8 @@ type stage struct {
 	peers    []*peer
 	routes   []route
 	tls      *load.TLS // what the load speaks; nil: plaintext
+	absent   []string  // why a peer is not there
+	large    int       // how many services there are, where that is what matters
 }
 
 // peer is one proxy that stands in the position.
@@ -70,6 +72,8 @@ type peer struct {
 	pids  []int
 	ports []netip.AddrPort // by service
 	admin func(ctx context.Context, path string) (string, error)
+	began time.Time     // when its process was started
+	ready time.Duration // from then to its first answer, where that is timed
 	// place is where its clients are; nil: where we are.
 	place   *world.Place
 	started []*process // those that the world does not own
@@ -109,7 +113,7 @@ func newStage(ctx context.Context, cfg config, t tools, sc *scenario, names []st
 }
 
 func (s *stage) start(ctx context.Context, sc *scenario, names []string) error {
-	if sc.position != atGateway {
+	if sc.position&atGateway == 0 {
 		return s.startMesh(ctx, sc, names)
 	}
 	var list []load.Service
@@ -126,7 +130,7 @@ func (s *stage) start(ctx context.Context, sc *scenario, names []string) error {
 			Ports: map[string]int{},
 		}
 		for n, name := range names {
-			if name == ours || name == peerEnvoy {
+			if obeys(name) {
 				r.Ports[name] = port(n, i)
 			}
 		}
@@ -140,12 +144,45 @@ func (s *stage) start(ctx context.Context, sc *scenario, names []string) error {
 		for i := range s.services {
 			p.ports = append(p.ports, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port(n, i))))
 		}
-		s.peers = append(s.peers, p)
-		if err := s.add(ctx, p); err != nil {
-			return fmt.Errorf("start %s: %w", name, err)
+		add := s.add
+		if sc.position&timed != 0 {
+			add = s.addTimed
+		}
+		if err := s.admit(ctx, p, sc, add(ctx, p)); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// admit takes a peer that was started without an error, and that answers as it must, onto the stage. Without ours there
+// is nothing to compare; any other peer is left out, and that is told.
+func (s *stage) admit(ctx context.Context, p *peer, sc *scenario, err error) error {
+	if err == nil {
+		err = s.check(ctx, p, sc.services)
+	}
+	switch {
+	case err == nil:
+		s.peers = append(s.peers, p)
+		return nil
+	case p.name == ours || ctx.Err() != nil:
+		s.peers = append(s.peers, p) // its processes end with the others
+		return fmt.Errorf("start %s: %w", p.name, err)
+	}
+	p.end()
+	note := fmt.Sprintf("%s: %s is left out: %v", sc.name, p.name, err)
+	_, _ = fmt.Fprintln(s.cfg.log, "failed:", note)
+	s.absent = append(s.absent, note)
+	return nil
+}
+
+// end ends the processes that the world does not own.
+func (p *peer) end() {
+	for _, run := range p.started {
+		_ = run.cmd.Process.Signal(syscall.SIGTERM)
+		<-run.ended
+	}
+	p.started = nil
 }
 
 // port is that of a peer for a service.
@@ -183,7 +220,7 @@ func pinned(cpu int, path string, args ...string) *exec.Cmd {
 
 // control starts the control plane with the scenario's configuration.
 func (s *stage) control(ctx context.Context, name string, data map[string]any) error {
-	binary, err := s.wrap("p", s.tools.lateen)
+	binary, err := s.wrap(lateenWrapper, s.tools.lateen)
 	if err != nil {
 		return err
 	}
@@ -194,7 +231,7 @@ func (s *stage) control(ctx context.Context, name string, data map[string]any) e
 		return fmt.Errorf("start the control plane: %w", err)
 	}
 	if s.tools.envoy != "" {
-		binary, err := s.wrap("e", s.tools.envoy)
+		binary, err := s.wrap(envoyWrapper, s.tools.envoy)
 		if err != nil {
 			return err
 		}
@@ -209,10 +246,19 @@ func (s *stage) control(ctx context.Context, name string, data map[string]any) e
 	return s.world.Apply(ctx, text)
 }
 
+// begunSuffix ends the name of the file in which a wrapper notes when it began, in nanoseconds.
+const begunSuffix = ".began"
+
+// The wrappers.
+const (
+	lateenWrapper = "p"
+	envoyWrapper  = "e"
+)
+
 // wrap writes a program that runs another one as pinned does, for those that are started by their path.
 func (s *stage) wrap(name, path string) (string, error) {
 	own := filepath.Join(s.dir, name)
-	text := fmt.Sprintf("#!/bin/sh\nexec taskset -c %d nice -n %s %s \"$@\"\n", s.cfg.cpus[1], niceness, path)
+	text := fmt.Sprintf("#!/bin/sh\ndate +%%s%%N >%s\nexec taskset -c %d nice -n %s %s \"$@\"\n", own+begunSuffix, s.cfg.cpus[1], niceness, path)
 	if err := os.WriteFile(own, []byte(text), 0o700); err != nil {
 		return "", fmt.Errorf("write a wrapper: %w", err)
 	}
@@ -305,6 +351,7 @@ func (s *stage) byFile(ctx context.Context, p *peer, at *world.Place, name, fold
 	defer func() { _ = log.Close() }()
 	run := &process{cmd: pinned(s.cfg.cpus[1], p.name, args...), ended: make(chan struct{})}
 	run.cmd.Stdout, run.cmd.Stderr = log, log
+	p.began = time.Now()
 	if err := at.Do(run.cmd.Start); err != nil {
 		return err
 	}
@@ -325,10 +372,7 @@ func (s *stage) byFile(ctx context.Context, p *peer, at *world.Place, name, fold
 func (s *stage) close() error {
 	var errs []error
 	for _, p := range s.peers {
-		for _, run := range p.started {
-			_ = run.cmd.Process.Signal(syscall.SIGTERM)
-			<-run.ended
-		}
+		p.end()
 	}
 	if s.world != nil {
 		errs = append(errs, s.world.Close())

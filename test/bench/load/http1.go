@@ -138,6 +138,10 @@ func (h *http1Client) ended() {
 		return
 	}
 	h.run.done(&h.timing)
+	if h.run.job.Kind == Hold {
+		h.run.hold()
+		return
+	}
 	h.run.next(h)
 }
 

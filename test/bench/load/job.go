@@ -20,6 +20,7 @@ const (
 	Ping    = "ping"
 	Connect = "connect"
 	Bulk    = "bulk"
+	Hold    = "hold" // HTTP1 with one request on each connection, all of which then stay; the memory is what counts
 )
 
 // Job says what load to make.
@@ -35,7 +36,7 @@ type Job struct {
 	Size int
 	// Warm is how long load is made before it counts, and For how long it counts.
 	Warm, For time.Duration
-	// TLS, if not nil, is spoken by HTTP1 and Ping.
+	// TLS, if not nil, is spoken by HTTP1, Hold and Ping.
 	TLS *TLS
 	// PIDs are the processes whose CPU time is read at the begin and end of what counts.
 	PIDs []int
@@ -51,6 +52,8 @@ type Result struct {
 	P50, P99, P999 time.Duration
 	// Late is how many operations were due but not begun at the end, of a Job with a Rate.
 	Late int
+	// Memory is what the processes of a Hold have of it (PSS, in bytes), with all connections idle for the time of For.
+	Memory int64
 }
 
 const (
@@ -80,6 +83,9 @@ type run struct {
 	due     int64 // when the next operation is due
 	every   int64 // 0: no rate
 	active  map[*timing]struct{}
+	tls     *tls.Config
+	dialed  int // connections
+	held    int // of a Hold
 }
 
 // timing is when the operation of a slot should have begun; 0: there is none.
@@ -103,44 +109,87 @@ func Run(job Job) (Result, error) {
 	if err := r.connect(); err != nil {
 		return Result{}, err
 	}
+	if job.Kind == Hold {
+		return r.measureHold()
+	}
 	return r.measure()
 }
 
+// holdAtOnce is how many connections of a Hold are made at the same time.
+const holdAtOnce = 16
+
 // connect makes the connections; each of them begins by itself.
 func (r *run) connect() error {
-	var config *tls.Config
 	if r.job.TLS != nil {
-		if r.job.Kind != HTTP1 && r.job.Kind != Ping {
+		if r.job.Kind != HTTP1 && r.job.Kind != Hold && r.job.Kind != Ping {
 			return fmt.Errorf("load of kind %q speaks no TLS", r.job.Kind)
 		}
 		var err error
-		if config, err = r.job.TLS.Config(); err != nil {
+		if r.tls, err = r.job.TLS.Config(); err != nil {
 			return err
 		}
 	}
-	for range r.job.Connections {
-		var o owner
-		switch r.job.Kind {
-		case HTTP1, Close:
-			o = newHTTP1Client(r)
-		case GRPC, Stream, HTTP2:
-			o = newHTTP2Client(r)
-		case Ping, Connect, Bulk:
-			o = newRawClient(r)
-		default:
-			return fmt.Errorf("load of kind %q is not known", r.job.Kind)
-		}
-		var err error
-		if config != nil {
-			err = r.dialSecure(r.job.Target, config, o)
-		} else {
-			err = r.dial(r.job.Target, o)
-		}
-		if err != nil {
+	n := r.job.Connections
+	if r.job.Kind == Hold {
+		n = min(n, holdAtOnce)
+	}
+	for range n {
+		if err := r.connectOne(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (r *run) connectOne() error {
+	var o owner
+	switch r.job.Kind {
+	case HTTP1, Close, Hold:
+		o = newHTTP1Client(r)
+	case GRPC, Stream, HTTP2:
+		o = newHTTP2Client(r)
+	case Ping, Connect, Bulk:
+		o = newRawClient(r)
+	default:
+		return fmt.Errorf("load of kind %q is not known", r.job.Kind)
+	}
+	r.dialed++
+	if r.tls != nil {
+		return r.dialSecure(r.job.Target, r.tls, o)
+	}
+	return r.dial(r.job.Target, o)
+}
+
+// hold notes that one more connection of a Hold is idle.
+func (r *run) hold() {
+	r.held++
+	if r.dialed < r.job.Connections {
+		if err := r.connectOne(); err != nil {
+			r.fail(err)
+		}
+	}
+}
+
+// measureHold runs the loop until all connections are idle, and so long after that as the job says.
+func (r *run) measureHold() (Result, error) {
+	var idle int64 // since when all are
+	progress, held := r.now(), 0
+	for r.err == nil {
+		now := r.now()
+		switch {
+		case r.held == r.job.Connections && idle == 0:
+			idle = now
+		case idle > 0 && now-idle >= int64(r.job.For):
+			memory, _, err := PSS(r.job.PIDs)
+			return Result{Operations: uint64(r.held), Elapsed: time.Duration(now), Memory: memory}, err
+		case r.held > held:
+			progress, held = now, r.held
+		case idle == 0 && now-progress > int64(patience):
+			return Result{}, fmt.Errorf("only %d of %d connections were served", r.held, r.job.Connections)
+		}
+		r.wait(tick)
+	}
+	return Result{}, r.err
 }
 
 // measure runs the loop through the warming and what counts.

@@ -191,6 +191,15 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestHold leaves connections idle, each used once.
+func TestHold(t *testing.T) {
+	ports, pid := serving(t, Service{Kind: ServeHTTP1, Size: 100})
+	got, err := Run(Job{Kind: Hold, Target: ports[0], Connections: 100, Size: 100, For: 10 * time.Millisecond, PIDs: []int{pid}})
+	if err != nil || got.Operations != 100 || got.Memory < 1<<20 {
+		t.Errorf("%+v %v", got, err)
+	}
+}
+
 func TestHistogram(t *testing.T) {
 	var h histogram
 	for i := range int64(10_000) {

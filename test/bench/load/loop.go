@@ -28,6 +28,7 @@ type loop struct {
 	files   []*conn // by descriptor; listeners too
 	events  [eventsMax]unix.EpollEvent
 	scratch []byte
+	opened  []byte  // scratch for what was decrypted
 	closed  []*conn // during the present events
 	spare   []*conn
 	err     error // what ended the loop

@@ -26,7 +26,7 @@ type secure struct {
 	session *tls.Conn
 	dialed  net.Conn // while shaking hands
 	in      []byte   // what has come and was not read
-	buf     []byte
+	buf     []byte   // the loop's
 }
 
 // errNothing says that nothing more has come yet.
@@ -42,7 +42,10 @@ func (l *loop) dialSecure(to netip.AddrPort, config *tls.Config, o owner) error 
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", to, err)
 	}
-	s := &secure{inner: o, dialed: dialed, buf: make([]byte, scratchSize)}
+	if l.opened == nil {
+		l.opened = make([]byte, scratchSize)
+	}
+	s := &secure{inner: o, dialed: dialed, buf: l.opened}
 	s.session = tls.Client(s, config)
 	if err := dialed.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
