@@ -63,6 +63,7 @@ type registry struct {
 
 	mu      sync.Mutex
 	members map[mesh.Ref]*member
+	awaited map[mesh.Ref]time.Time // who is to join as unhealthy, and until when that is remembered
 	journal *journal
 }
 
@@ -72,7 +73,7 @@ type member struct {
 }
 
 func newRegistry(path string, apply func([]mesh.Change), written func(mesh.Ref) bool, log *slog.Logger) (*registry, error) {
-	r := &registry{apply: apply, written: written, log: log, members: map[mesh.Ref]*member{}}
+	r := &registry{apply: apply, written: written, log: log, members: map[mesh.Ref]*member{}, awaited: map[mesh.Ref]time.Time{}}
 	known, err := readJournal(path, log)
 	if err != nil {
 		return nil, err
@@ -120,6 +121,10 @@ func (r *registry) join(w *mesh.Workload) error {
 			return nil
 		}
 	}
+	if _, unhealthy := r.awaited[w.Ref()]; m == nil && unhealthy {
+		w.Health = mesh.Unhealthy
+		delete(r.awaited, w.Ref())
+	}
 	r.set(w.Ref(), &member{Workload: w, deadline: time.Now().Add(goneAfter)})
 	r.log.Info("workload joined", "workload", w.Ref(), "addresses", w.Addresses)
 	return nil
@@ -132,13 +137,18 @@ func (r *registry) has(ref mesh.Ref) bool {
 	return r.members[ref] != nil
 }
 
-// setHealth notes whether a workload may get traffic; false if it is not known.
+// setHealth notes whether a workload may get traffic; false if it is not known. Who runs a workload may say that it is
+// unhealthy before it joins, so that it is never called too early.
 func (r *registry) setHealth(ref mesh.Ref, h mesh.Health) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.members[ref]
 	if m == nil {
-		return false
+		if h != mesh.Unhealthy || len(r.awaited) >= workloadsMax {
+			return false
+		}
+		r.awaited[ref] = time.Now().Add(returnWithin)
+		return true
 	}
 	if m.Workload.Health == h {
 		return true
@@ -153,6 +163,7 @@ func (r *registry) setHealth(ref mesh.Ref, h mesh.Health) bool {
 func (r *registry) leave(ref mesh.Ref) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	delete(r.awaited, ref)
 	if r.members[ref] == nil {
 		return false
 	}
@@ -228,6 +239,11 @@ func (r *registry) sweep(connected map[mesh.Ref]bool, now time.Time) {
 			m.deadline = now.Add(goneAfter)
 		case now.After(m.deadline):
 			r.remove(ref)
+		}
+	}
+	for ref, until := range r.awaited {
+		if now.After(until) {
+			delete(r.awaited, ref)
 		}
 	}
 	if r.journal.broken {

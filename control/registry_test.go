@@ -65,6 +65,39 @@ func TestRegistry(t *testing.T) {
 	}
 }
 
+// TestJoinsUnhealthy: who is said to be unhealthy before it joins is never called before it is healthy.
+func TestJoinsUnhealthy(t *testing.T) {
+	r, b := newTestRegistry(t, filepath.Join(t.TempDir(), "workloads.jsonl"))
+	ref := instance("a").Ref()
+	health := func() mesh.Health { return b.Snapshot().Object(ref).(*mesh.Workload).Health }
+	join := func(want mesh.Health) {
+		t.Helper()
+		if err := r.join(instance("a")); err != nil || health() != want {
+			t.Errorf("it joined as %v (%v), want %v", health(), err, want)
+		}
+	}
+	if r.setHealth(ref, mesh.Healthy) {
+		t.Error("a workload that has not joined is healthy")
+	}
+	if !r.setHealth(ref, mesh.Unhealthy) {
+		t.Error("it is not noted that a workload is to join as unhealthy")
+	}
+	join(mesh.Unhealthy)
+	if !r.setHealth(ref, mesh.Healthy) || health() != mesh.Healthy {
+		t.Error("the workload does not become healthy")
+	}
+	r.leave(ref)
+	join(mesh.Healthy)
+	r.leave(ref)
+	r.setHealth(ref, mesh.Unhealthy)
+	r.leave(ref) // It never joined.
+	join(mesh.Healthy)
+	r.leave(ref)
+	r.setHealth(ref, mesh.Unhealthy)
+	r.sweep(nil, time.Now().Add(returnWithin+time.Second))
+	join(mesh.Healthy)
+}
+
 func TestNames(t *testing.T) {
 	for name, want := range map[string]bool{
 		"reviews-v1": true, "a.b": true, "": false, "-a": false, "A": false, "x\nevil: y": false, "a b": false,
