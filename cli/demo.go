@@ -286,18 +286,7 @@ func (d *demoRun) configure(ctx context.Context) error {
 
 // apply applies files whole; only what is odd about them is told.
 func (d *demoRun) apply(ctx context.Context, paths []string) error {
-	b, err := d.app.read(paths)
-	if err != nil {
-		return err
-	}
-	out, err := d.app.send(ctx, "/apply", false, b.text, b)
-	if err != nil {
-		return fmt.Errorf("apply %s: %w", strings.Join(paths, ", "), err)
-	}
-	if d.opts.headless {
-		d.app.warn(out.Warnings, b)
-	}
-	return nil
+	return d.app.configure(ctx, paths, d.opts.headless)
 }
 
 // start starts all workloads at once and returns when all are ready.

@@ -31,7 +31,7 @@ const (
 // run is `lateen run`.
 func (a *app) run() *cobra.Command {
 	w := host.Workload{}
-	var ports []string
+	var ports, configs []string
 	var gateway bool
 	cmd := &cobra.Command{
 		Use:   "run --name NAME [flags] -- COMMAND [ARGUMENT...]",
@@ -49,7 +49,7 @@ func (a *app) run() *cobra.Command {
 			if err := complete(&w, ports); err != nil {
 				return usage(err)
 			}
-			code, err := a.runOne(cmd.Context(), w)
+			code, err := a.runOne(cmd.Context(), w, configs)
 			if err == nil && code == 0 {
 				return nil
 			}
@@ -65,6 +65,7 @@ func (a *app) run() *cobra.Command {
 	f.StringVar(&w.ServiceAccount, "service-account", "default", "its service account, and so its identity")
 	f.StringToStringVar(&w.Labels, "labels", nil, "its labels, as in app=reviews,version=v1")
 	f.StringArrayVar(&ports, "port", nil, "a port that it serves, as in 9080 or http=9080; may be repeated")
+	f.StringArrayVar(&configs, "config", nil, "file or folder with objects that are applied before it starts; may be repeated")
 	f.StringVar(&w.Probe, "probe", "", "URL that answers 2xx when the command can serve, as in http://:9080/health")
 	f.BoolVar(&gateway, "gateway", false, "be a gateway: its ports are opened on this machine's loopback, no command is needed")
 	f.BoolVar(&w.Detach, "detach", false, "return when it is ready; `lateen stop` ends it")
@@ -185,7 +186,18 @@ func openFor(ctx context.Context, w *host.Workload) (*sockets, error) {
 }
 
 // runOne runs one workload to its end and returns its exit code.
-func (a *app) runOne(ctx context.Context, w host.Workload) (int, error) {
+func (a *app) runOne(ctx context.Context, w host.Workload, configs []string) (int, error) {
+	if len(configs) > 0 {
+		c, err := a.meet(ctx)
+		if err != nil {
+			return 0, err
+		}
+		err = a.configure(ctx, configs, true)
+		_ = c.Close() // Until now it kept a host without workloads from ending.
+		if err != nil {
+			return 0, err
+		}
+	}
 	s, err := openFor(ctx, &w)
 	if err != nil {
 		return 0, err
@@ -239,22 +251,45 @@ func (a *app) announce(w host.Workload, s *sockets, ev host.Event) {
 	say(a.err, "%s\n", style.dim.Render(strings.Join(parts, "; ")))
 }
 
+// configure applies files and folders of objects, whole.
+func (a *app) configure(ctx context.Context, paths []string, warn bool) error {
+	b, err := a.read(paths)
+	if err != nil {
+		return err
+	}
+	out, err := a.send(ctx, "/apply", false, b.text, b)
+	if err != nil {
+		return fmt.Errorf("apply %s: %w", strings.Join(paths, ", "), err)
+	}
+	if warn {
+		a.warn(out.Warnings, b)
+	}
+	return nil
+}
+
+// meet connects to the mesh's host; one is started if there is none.
+func (a *app) meet(ctx context.Context) (*host.Client, error) {
+	for range startTries {
+		c, err := host.Dial(a.dir)
+		if !errors.Is(err, host.ErrNobody) {
+			return c, err
+		}
+		h, err := host.Start(ctx, host.StartConfig{Dir: a.dir})
+		if err != nil && !errors.Is(err, host.ErrRunning) {
+			return nil, err
+		}
+		if err == nil {
+			h.Leave()
+		}
+	}
+	return nil, fmt.Errorf("reach the mesh %q, whose host comes and goes: %w", a.mesh, host.ErrNobody)
+}
+
 // request asks the mesh's host to run a workload and returns when it has begun; a host is started if there is none.
 func (a *app) request(ctx context.Context, w host.Workload, files []*os.File) (*host.Client, error) {
 	var last error
 	for range startTries {
-		c, err := host.Dial(a.dir)
-		if errors.Is(err, host.ErrNobody) {
-			h, err := host.Start(ctx, host.StartConfig{Dir: a.dir})
-			if err != nil && !errors.Is(err, host.ErrRunning) {
-				return nil, err
-			}
-			if err == nil {
-				h.Leave()
-			}
-			last = err
-			continue
-		}
+		c, err := a.meet(ctx)
 		if err != nil {
 			return nil, err
 		}

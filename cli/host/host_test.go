@@ -126,6 +126,10 @@ func TestProbe(t *testing.T) {
 			t.Errorf("%v: %s", err, out)
 		}
 		c.events(host.EventDone)
+		lines := w.lines()
+		if i := slices.Index(lines, "unhealthy"); i < 0 || i > slices.Index(lines, "proxy ready") {
+			t.Errorf("the proxy joins before it is said that nobody may call yet: %q", lines)
+		}
 		var states []string
 		for _, line := range w.lines() {
 			if slices.Contains([]string{"healthy", "unhealthy", "draining", "gone"}, line) {

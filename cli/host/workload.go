@@ -152,6 +152,9 @@ func (h *host) runWorkload(ctx context.Context, conn *net.UnixConn, out *events,
 	if err := w.openLogs(); err != nil {
 		return err
 	}
+	if w.probed() {
+		w.tell(ctx, stateUnhealthy) // From its joining until the probe has answered.
+	}
 	defer w.closeLogs()
 	child, control, err := w.spawn(ctx, files)
 	closeAll(files) // Whoever reads from the command's output must not wait for us.
@@ -282,10 +285,6 @@ func (w *workload) follow(ctx context.Context, c *child, control *net.UnixConn, 
 // note does what an event of the workload means for the mesh.
 func (w *workload) note(ctx context.Context, kind string) {
 	switch kind {
-	case EventProxy:
-		if w.probed() {
-			w.tell(ctx, stateUnhealthy) // Until the probe has answered.
-		}
 	case EventReady:
 		w.mu.Lock()
 		w.ready = true
