@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	meshconfig "istio.io/api/mesh/v1alpha1"
 )
 
 // RootNamespace is the namespace whose policies hold for the whole mesh and
@@ -63,6 +65,8 @@ type Object struct {
 	// Spec is the typed content. For an Istio kind it is its spec (*v1alpha3.VirtualService …), for a core kind the
 	// whole object (*v1.Service …), for the ConfigMap istio the *v1alpha1.MeshConfig in it, with Istio's defaults.
 	Spec any
+	// Proxy is the annotation proxy.istio.io/config of a workload; nil if there is none.
+	Proxy *meshconfig.ProxyConfig
 	// File and Line are the place of the document: the line of its first key, 1-based.
 	File string
 	Line int

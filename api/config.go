@@ -2,9 +2,12 @@ package api
 
 import (
 	"bytes"
+	"maps"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	core "k8s.io/api/core/v1"
@@ -44,13 +47,44 @@ func validateConfig(c *check) {
 	if strings.TrimSpace(text) == "" {
 		return
 	}
-	c.r.nested(c, text, config)
+	c.r.nested(c, in("data", configKey), text, config)
 	c.sanity(config)
+	c.metadata(in("data", configKey, "defaultConfig"), config.DefaultConfig)
 }
 
-// nested reads the YAML text under data.mesh. Unknown fields in it are warnings, as in Istio.
-func (r *reader) nested(c *check, text string, config *meshconfig.MeshConfig) {
-	const path = "data." + configKey
+// annotationProxy holds the ProxyConfig of one workload.
+const annotationProxy = "proxy.istio.io/config"
+
+// MetadataHTTP10 is the key of ProxyConfig's proxyMetadata that makes a proxy accept HTTP/1.0 by "1".
+const MetadataHTTP10 = "ISTIO_META_HTTP10"
+
+// proxyConfig reads the annotation of a workload and puts it into Proxy. What is unknown in it is a warning: a workload
+// is not to be lost for it.
+func (c *check) proxyConfig() {
+	text := c.Annotations[annotationProxy]
+	if strings.TrimSpace(text) == "" {
+		return
+	}
+	path := "metadata.annotations." + annotationProxy
+	c.Proxy = &meshconfig.ProxyConfig{}
+	c.r.nested(c, path, text, c.Proxy)
+	c.metadata(path, c.Proxy)
+	if c.Proxy.Tracing != nil {
+		c.warn(in(path, "tracing"), "is acted on in MeshConfig's defaultConfig only; here it has no effect")
+	}
+}
+
+// metadata judges proxyMetadata, of which one key is acted on.
+func (c *check) metadata(path string, p *meshconfig.ProxyConfig) {
+	for _, key := range slices.Sorted(maps.Keys(p.GetProxyMetadata())) {
+		if key != MetadataHTTP10 {
+			c.warn(in(path, "proxyMetadata", key), "is accepted but not acted on yet; it has no effect")
+		}
+	}
+}
+
+// nested reads a YAML text that stands at a path. Unknown fields in it are warnings, as in Istio.
+func (r *reader) nested(c *check, path, text string, config proto.Message) {
 	outer := c.place(path)
 	var root yaml.Node
 	if err := yaml.Unmarshal([]byte(text), &root); err != nil {

@@ -192,7 +192,10 @@ func (c *check) entryResolution(e *networking.ServiceEntry) {
 
 const unixScheme = "unix://"
 
-func validateWorkload(c *check) { c.workload("spec", c.Spec.(*networking.WorkloadEntry)) }
+func validateWorkload(c *check) {
+	c.workload("spec", c.Spec.(*networking.WorkloadEntry))
+	c.proxyConfig()
+}
 
 func validateGroup(c *check) {
 	g := c.Spec.(*networking.WorkloadGroup)
