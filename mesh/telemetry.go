@@ -68,6 +68,15 @@ type Config struct {
 	DefaultAccessLogs []string
 	DefaultMetrics    []string
 	H2Upgrade         bool
+	Proxy             ProxySettings
+}
+
+// ProxySettings are Istio's ProxyConfig as far as they are about requests. What a field leaves out, the wider setting
+// says: a workload's go before the mesh's.
+type ProxySettings struct {
+	TrustedProxies int    // gatewayTopology.numTrustedProxies; 0: unset
+	ClientCert     string // gatewayTopology.forwardClientCertDetails, as written; empty: unset
+	HTTP10         *bool  // proxyMetadata's ISTIO_META_HTTP10
 }
 
 // Ref names the one configuration.

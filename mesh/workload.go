@@ -22,6 +22,8 @@ type Workload struct {
 	Health Health
 	// WorkloadName is the deployment it belongs to; CanonicalName and CanonicalRevision as Istio defines them.
 	WorkloadName, CanonicalName, CanonicalRevision string
+	// Proxy are the settings of its own proxy (annotation proxy.istio.io/config).
+	Proxy ProxySettings
 }
 
 // Ref names the workload.

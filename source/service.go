@@ -162,6 +162,7 @@ func workload(o *api.Object, w *networking.WorkloadEntry) *mesh.Workload {
 	m := endpoint(o, w, labels)
 	m.ID = o.Name
 	name(m, cmp.Or(labels[labelWorkload], o.Annotations[annotationGroup], o.Name))
+	m.Proxy = proxySettings(o.Proxy)
 	return m
 }
 

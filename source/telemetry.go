@@ -80,6 +80,7 @@ func meshConfig(o *api.Object, m *meshconfig.MeshConfig) *mesh.Config {
 		Sampling: m.DefaultConfig.GetTracing().GetSampling(), DefaultRetry: retry(m.DefaultHttpRetryPolicy),
 		DefaultTracing: m.DefaultProviders.GetTracing(), DefaultAccessLogs: m.DefaultProviders.GetAccessLogging(),
 		DefaultMetrics: m.DefaultProviders.GetMetrics(), H2Upgrade: m.H2UpgradePolicy == meshconfig.MeshConfig_UPGRADE,
+		Proxy: proxySettings(m.DefaultConfig),
 	}
 	if m.PathNormalization != nil {
 		out.PathNormalization = m.PathNormalization.Normalization.String()
@@ -91,6 +92,19 @@ func meshConfig(o *api.Object, m *meshconfig.MeshConfig) *mesh.Config {
 			}
 			out.Providers[e.Name] = p
 		}
+	}
+	return out
+}
+
+// proxySettings are those of a ProxyConfig, which may be nil. As in Istio, ISTIO_META_HTTP10 is on by "1".
+func proxySettings(p *meshconfig.ProxyConfig) mesh.ProxySettings {
+	out := mesh.ProxySettings{TrustedProxies: int(p.GetGatewayTopology().GetNumTrustedProxies())}
+	if how := p.GetGatewayTopology().GetForwardClientCertDetails(); how != meshconfig.ForwardClientCertDetails_UNDEFINED {
+		out.ClientCert = how.String()
+	}
+	if text, told := p.GetProxyMetadata()[api.MetadataHTTP10]; told {
+		on := text == "1"
+		out.HTTP10 = &on
 	}
 	return out
 }
