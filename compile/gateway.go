@@ -93,9 +93,48 @@ func (a *asking) gatewayListener(name, portText string) *plan.Listener {
 }
 
 func (a *asking) gatewayHTTP(route string) *plan.HTTP {
+	p := a.proxy()
 	return &plan.HTTP{
-		Route: route, ServerName: serverName, ForwardClientCert: plan.ClientCertSanitizeSet, AppendForwardedFor: true,
-		PathNormalization: pathNormalization(a.config.PathNormalization), Peers: true,
+		Route: route, ServerName: serverName, ForwardClientCert: gatewayClientCert(p.ClientCert), AppendForwardedFor: true,
+		TrustedHops: p.TrustedProxies, PathNormalization: pathNormalization(a.config.PathNormalization), Peers: true,
+		HTTP10: isTrue(p.HTTP10),
+	}
+}
+
+// proxy are the settings of the asker's proxy: its workload's, and for what they leave out the mesh's.
+func (a *asking) proxy() mesh.ProxySettings {
+	out := a.config.Proxy
+	w := a.Workload(a.namespace, a.workload())
+	if w == nil {
+		return out
+	}
+	if w.Proxy.TrustedProxies != 0 {
+		out.TrustedProxies = w.Proxy.TrustedProxies
+	}
+	if w.Proxy.ClientCert != "" {
+		out.ClientCert = w.Proxy.ClientCert
+	}
+	if w.Proxy.HTTP10 != nil {
+		out.HTTP10 = w.Proxy.HTTP10
+	}
+	return out
+}
+
+func isTrue(b *bool) bool { return b != nil && *b }
+
+// gatewayClientCert reads forwardClientCertDetails; Istio's gateways replace what the client says unless told otherwise.
+func gatewayClientCert(text string) plan.ClientCert {
+	switch text {
+	case "SANITIZE":
+		return plan.ClientCertSanitize
+	case "FORWARD_ONLY":
+		return plan.ClientCertForward
+	case "APPEND_FORWARD":
+		return plan.ClientCertAppendForward
+	case "ALWAYS_FORWARD_ONLY":
+		return plan.ClientCertLeave
+	default:
+		return plan.ClientCertSanitizeSet
 	}
 }
 
