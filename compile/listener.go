@@ -88,6 +88,7 @@ func (a *asking) outboundService(name string, s *mesh.Service, p mesh.Port) *pla
 		Name: s.Host, Protocol: protocol(p.Protocol), Service: serviceName(s), Origin: origin(s.Origin, 0),
 		TCP: tcp(clusterName(p.Number, "", s.Host), a.tcpIdle(s, "", p.Number)),
 	}
+	c.TCP.Tunnel = a.tunnel(c.TCP.Clusters)
 	if p.Protocol.IsHTTP() || p.Protocol == mesh.Auto {
 		c.HTTP = &plan.HTTP{ByHost: true, Peers: true}
 		if !strings.HasPrefix(s.Host, "*") {
@@ -114,6 +115,34 @@ func (a *asking) tcpIdle(s *mesh.Service, subset string, port uint16) time.Durat
 		return c.IdleTimeout
 	}
 	return 0
+}
+
+// tunnel is the HTTP proxy's task where the traffic policy of a destination makes it one. Among several destinations the
+// first one's service decides, and subsets have no say (Istio's rule, since Envoy knows one tunnel for all).
+func (a *asking) tunnel(to []plan.WeightedCluster) *plan.Tunnel {
+	if len(to) == 0 {
+		return nil
+	}
+	port, subset, host, ok := splitCluster(to[0].Cluster)
+	if !ok {
+		return nil
+	}
+	if len(to) > 1 {
+		subset = ""
+	}
+	s := a.Service(a.namespace, host)
+	if s == nil {
+		return nil
+	}
+	n := a.traffic(s).merged(subset, port).Tunnel
+	if n == nil {
+		return nil
+	}
+	target := n.Host
+	if strings.Contains(target, ":") {
+		target = "[" + target + "]"
+	}
+	return &plan.Tunnel{Target: target + ":" + strconv.Itoa(int(n.Port)), Post: n.Post}
 }
 
 // anything reports whether a chain is for every connection.
@@ -188,6 +217,7 @@ func (a *asking) l4Chain(r *mesh.Route, gateway string, line int, matches []mesh
 			Name: r.Namespace + "/" + r.Name, Protocol: plan.ProtocolTCP, Origin: origin(r.Origin, line),
 			Match: plan.ChainMatch{SNI: m.SNI, Destinations: m.Destinations}, TCP: &plan.TCP{Clusters: a.destinations(to, port)},
 		}
+		c.TCP.Tunnel = a.tunnel(c.TCP.Clusters)
 		if len(m.SNI) > 0 {
 			c.Protocol, c.TLS.Mode = plan.ProtocolTLS, plan.TLSPassthrough
 		}

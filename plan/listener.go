@@ -180,6 +180,14 @@ type TCP struct {
 	Clusters []WeightedCluster
 	// IdleTimeout closes a connection over which nothing travels; 0: 1 h.
 	IdleTimeout time.Duration
+	// Tunnel leads the bytes through the clusters' endpoints, which are HTTP proxies; nil: to them.
+	Tunnel *Tunnel
+}
+
+// Tunnel is what an HTTP proxy is asked to connect to.
+type Tunnel struct {
+	Target string // "host:port"
+	Post   bool   // by POST, for proxies that know no CONNECT
 }
 
 // WeightedCluster is a choice among clusters. Weights are relative; a single cluster needs none.

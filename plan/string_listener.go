@@ -33,6 +33,10 @@ func (c *Chain) print(t *text) {
 			var w words
 			w.add("", c.TCP.Clusters)
 			w.add("idle", c.TCP.IdleTimeout)
+			if n := c.TCP.Tunnel; n != nil {
+				w.add("tunnel to", n.Target)
+				w.when(n.Post, "by POST")
+			}
 			t.line("bytes to %s", w)
 		}
 		if c.Authz != nil {

@@ -168,7 +168,7 @@ func examples() []Resource {
 					ServerName: "istio-envoy", ForwardClientCert: ClientCertAppendForward, Peers: true,
 					Inline: &Route{Name: "inbound|9080||", Hosts: []VirtualHost{{Name: "inbound|9080||", Domains: []string{"*"}, Rules: []Rule{{Clusters: []WeightedCluster{{Cluster: "inbound|9080||"}}}}}}},
 				},
-				TCP: &TCP{Clusters: []WeightedCluster{{Cluster: "inbound|9080||"}}},
+				TCP: &TCP{Clusters: []WeightedCluster{{Cluster: "inbound|9080||"}}, Tunnel: &Tunnel{Target: "db.example:5432", Post: true}},
 				Authz: &Authz{Policies: []Policy{
 					{Name: "default/nothing", Origin: origin},
 					{Name: "default/readers", Action: ActionAllow, DryRun: true, Rules: []PolicyRule{{

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/balance"
 	"github.com/lateen-mesh/lateen/proxy/loop"
 	"github.com/lateen-mesh/lateen/proxy/table"
@@ -28,7 +29,9 @@ type tcpDial struct {
 	ep      *balance.Endpoint
 	addr    netip.AddrPort
 	dialing *dialing
-	leave   func() // stops waiting for the cluster's addresses
+	leave   func()       // stops waiting for the cluster's addresses
+	to      *plan.Tunnel // through the server, an HTTP proxy; nil: to it
+	asking  *tunnelling  // the HTTP proxy, once it was reached
 	began   time.Time
 	done    func(c *loop.Conn, why telemetry.Reason, err error)
 }
@@ -40,7 +43,7 @@ func (s *session) dialTCP(done func(*loop.Conn, telemetry.Reason, error)) *tcpDi
 		done(nil, telemetry.NoRoute, fmt.Errorf("listener %q relays no bytes on this port", s.listener.Plan.Name))
 		return d
 	}
-	d.choice = s.chain.TCP.Choose(s.w.rnd.Uint32())
+	d.choice, d.to = s.chain.TCP.Choose(s.w.rnd.Uint32()), s.chain.Plan.TCP.Tunnel
 	d.try()
 	return d
 }
@@ -80,10 +83,18 @@ func (d *tcpDial) connected(c *loop.Conn, why telemetry.Reason, err error) {
 	if d.ep != nil && why != telemetry.NoIdentity {
 		d.ep.Report(w.loop.Now(), balance.Outcome{LocalFailure: err != nil})
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+		d.failed(why, err)
+	case d.to != nil:
+		d.tunnel(c)
+	default:
 		d.done(c, telemetry.None, nil)
-		return
 	}
+}
+
+// failed tries another endpoint, if there may be one.
+func (d *tcpDial) failed(why telemetry.Reason, err error) {
 	if d.ep == nil || len(d.tried)+1 >= dialTries {
 		d.done(nil, why, err)
 		return
@@ -100,6 +111,9 @@ func (d *tcpDial) cancel() {
 	if d.dialing != nil {
 		d.dialing.cancel()
 		d.dialing = nil
+	}
+	if d.asking != nil {
+		d.asking.cancel()
 	}
 }
 

@@ -366,6 +366,9 @@ func (e *encoder) relay(p *plan.Listener, prefix string, to plan.TCP) *listener.
 		}
 		out.ClusterSpecifier = &tcpproxy.TcpProxy_WeightedClusters{WeightedClusters: w}
 	}
+	if n := to.Tunnel; n != nil {
+		out.TunnelingConfig = &tcpproxy.TcpProxy_TunnelingConfig{Hostname: n.Target, UsePost: n.Post}
+	}
 	return networkFilter(filterTCPProxy, out)
 }
 

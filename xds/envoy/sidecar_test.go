@@ -79,6 +79,11 @@ func sidecarPlan(v1, v2, app netip.AddrPort) []plan.Resource {
 				TLS: plan.ServerTLS{Mode: plan.TLSPassthrough}, TCP: &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: out("v1"), Weight: 9}, {Cluster: out("v2"), Weight: 1}}},
 			},
 			{
+				Name: "default/tunnel", Match: plan.ChainMatch{SNI: []string{"tunnel.example.com"}}, Protocol: plan.ProtocolTLS,
+				TLS: plan.ServerTLS{Mode: plan.TLSPassthrough},
+				TCP: &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: out("v1")}}, Tunnel: &plan.Tunnel{Target: "tunnel.example.com:443", Post: true}},
+			},
+			{
 				Name: "auto", HTTP: &plan.HTTP{ByHost: true},
 				TCP: &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: out("v2")}}},
 			},
