@@ -100,7 +100,7 @@ var reasons = [reasonCount]reasonRow{
 		"Check routes between the nodes and that the endpoint's address still belongs to a pod.",
 	},
 	TunnelRefused: {
-		"tunnel_refused", "The HBONE peer answered CONNECT with something other than 200.",
+		"tunnel_refused", "The HBONE peer or HTTP proxy granted no tunnel.",
 		FlagUF, resetBefore + "{remote_connection_failure}", 503,
 		"Read the peer's access log: it refused by policy (403), found no such workload (404) or could not reach it (503).",
 	},
