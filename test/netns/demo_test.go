@@ -270,9 +270,15 @@ func (b *bookinfo) served(t *testing.T, user string, n int, want ...string) {
 	})
 }
 
-func TestExamples(t *testing.T) { examples(t, startBookinfo(t, root(t))) }
+func TestExamples(t *testing.T) {
+	t.Parallel()
+	examples(t, startBookinfo(t, root(t)))
+}
 
-func TestExamplesAsOrdinaryUser(t *testing.T) { examples(t, startBookinfo(t, sailor(t))) }
+func TestExamplesAsOrdinaryUser(t *testing.T) {
+	t.Parallel()
+	examples(t, startBookinfo(t, sailor(t)))
+}
 
 // examples applies one example after the other.
 func examples(t *testing.T, b *bookinfo) {
