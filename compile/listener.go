@@ -69,7 +69,7 @@ func (a *asking) outbound(name string, addr netip.Addr, port uint16) *plan.Liste
 	if http {
 		// Some service speaks HTTP on this port: requests go by their host, whatever address the client chose.
 		c.Protocol = plan.ProtocolAuto
-		c.HTTP = &plan.HTTP{ByHost: true, Peers: true}
+		c.HTTP = a.outboundHTTP()
 	}
 	return &plan.Listener{Name: name, Chains: []plan.Chain{c}, Telemetry: a.telemetry(mesh.ClientSide)}
 }
@@ -90,7 +90,7 @@ func (a *asking) outboundService(name string, s *mesh.Service, p mesh.Port) *pla
 	}
 	c.TCP.Tunnel = a.tunnel(c.TCP.Clusters)
 	if p.Protocol.IsHTTP() || p.Protocol == mesh.Auto {
-		c.HTTP = &plan.HTTP{ByHost: true, Peers: true}
+		c.HTTP = a.outboundHTTP()
 		if !strings.HasPrefix(s.Host, "*") {
 			c.HTTP.Route = s.Host + ":" + strconv.Itoa(int(p.Number))
 		}
@@ -311,13 +311,19 @@ func (a *asking) inboundHTTP(p inboundPort) *plan.HTTP {
 		operation = p.service.Host + ":" + strconv.Itoa(int(p.spec.Number)) + "/*"
 	}
 	return &plan.HTTP{
-		ServerName: serverName, ForwardClientCert: plan.ClientCertAppendForward, Peers: true,
+		ServerName: serverName, ForwardClientCert: plan.ClientCertAppendForward, Peers: true, HTTP10: isTrue(a.proxy().HTTP10),
 		PathNormalization: pathNormalization(a.config.PathNormalization),
 		Inline: &plan.Route{Name: cluster, Hosts: []plan.VirtualHost{{
 			Name: cluster, Domains: []string{"*"}, Service: service,
 			Rules: []plan.Rule{{Name: "default", Clusters: []plan.WeightedCluster{{Cluster: cluster}}, Operation: operation}},
 		}}},
 	}
+}
+
+// outboundHTTP asks for the mesh's settings only, not for the workload's own: what all workloads of a namespace share
+// must not become each one's.
+func (a *asking) outboundHTTP() *plan.HTTP {
+	return &plan.HTTP{ByHost: true, Peers: true, HTTP10: isTrue(a.config.Proxy.HTTP10)}
 }
 
 func pathNormalization(s string) plan.PathNormalization {
