@@ -65,16 +65,16 @@ func (s *stage) check(ctx context.Context, p *peer, list []service) error {
 	for i, v := range list {
 		d := dialer{p.place, p.ports[i].String(), s.tls}
 		var err error
-		switch {
-		case v.Kind == load.ServeHTTP1:
+		switch v.Kind {
+		case load.ServeHTTP1:
 			err = d.askHTTP(ctx, v.downstream != "HTTP", load.Body(v.Size))
-		case v.Kind == load.ServeGRPC:
+		case load.ServeGRPC:
 			err = d.askGRPC(ctx, load.Message(1), load.Message(v.Size))
-		case v.Kind == load.ServeStream:
+		case load.ServeStream:
 			err = d.askGRPC(ctx, load.Message(v.Size), load.Message(v.Size))
-		case v.Kind == load.ServeEcho:
+		case load.ServeEcho:
 			err = d.askTCP(ctx, []byte("echo"), []byte("echo"))
-		case v.Kind == load.ServeSource:
+		case load.ServeSource:
 			err = d.askTCP(ctx, nil, load.Body(message))
 		}
 		if err != nil {
@@ -113,7 +113,8 @@ func (d dialer) client(h2 bool) *http.Client {
 	}}
 }
 
-func ask(c *http.Client, req *http.Request, want []byte) (*http.Response, error) {
+// ask compares a whole answer and returns its trailers.
+func ask(c *http.Client, req *http.Request, want []byte) (http.Header, error) {
 	defer c.CloseIdleConnections()
 	req.Host = load.Host
 	res, err := c.Do(req)
@@ -128,7 +129,7 @@ func ask(c *http.Client, req *http.Request, want []byte) (*http.Response, error)
 	if res.StatusCode != http.StatusOK || !bytes.Equal(body, want) {
 		return nil, fmt.Errorf("%s with %d bytes, want 200 and the service's %d: %.200q", res.Status, len(body), len(want), body)
 	}
-	return res, nil
+	return res.Trailer, nil
 }
 
 func (d dialer) askHTTP(ctx context.Context, h2 bool, want []byte) error {
@@ -147,9 +148,9 @@ func (d dialer) askGRPC(ctx context.Context, send, want []byte) error {
 	}
 	req.Header.Set("Content-Type", "application/grpc")
 	req.Header.Set("Te", "trailers")
-	res, err := ask(d.client(true), req, want)
-	if err == nil && res.Trailer.Get("Grpc-Status") != "0" {
-		err = fmt.Errorf("grpc-status %q in %v", res.Trailer.Get("Grpc-Status"), res.Trailer)
+	trailer, err := ask(d.client(true), req, want)
+	if err == nil && trailer.Get("Grpc-Status") != "0" {
+		err = fmt.Errorf("grpc-status %q in %v", trailer.Get("Grpc-Status"), trailer)
 	}
 	return err
 }

@@ -149,7 +149,7 @@ func (s *stage) sidecar(ctx context.Context, p *peer, at *world.Place, name stri
 	if err != nil {
 		return err
 	}
-	p.pids, p.admin = append(p.pids, load.Tree(run.PID())...), run.Admin
+	p.roots, p.admin = append(p.roots, run.PID()), run.Admin
 	return nil
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/xml"
+	"errors"
 	"io"
 	"math"
 	"strings"
@@ -96,7 +97,7 @@ func TestPlot(t *testing.T) {
 	circles := 0
 	for d := xml.NewDecoder(strings.NewReader(tab.plot([]string{peerEnvoy}))); ; {
 		tok, err := d.Token()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -121,8 +121,10 @@ func scenarios() []scenario {
 		{name: "connect", service: 1, job: load.Job{Kind: load.Connect, Connections: 16, Size: 100}},
 	}
 	h1 := []variant{
-		{name: "64", job: http1Load(64, page)}, {name: "1", job: http1Load(1, page)},
-		{name: "16", job: http1Load(16, page)}, {name: "256", job: http1Load(256, page)},
+		{name: "64", job: http1Load(64, page)},
+		{name: "1", job: http1Load(1, page)},
+		{name: "16", job: http1Load(16, page)},
+		{name: "256", job: http1Load(256, page)},
 	}
 	return []scenario{
 		{"h1", "HTTP/1.1 keep-alive, 1 KiB answers", http1Service(page), h1, atGateway},

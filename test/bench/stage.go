@@ -69,7 +69,8 @@ type stage struct {
 // peer is one proxy that stands in the position.
 type peer struct {
 	name  string
-	pids  []int
+	roots []int            // processes that were started
+	pids  []int            // these and all that they have started, when the peer has answered
 	ports []netip.AddrPort // by service
 	admin func(ctx context.Context, path string) (string, error)
 	began time.Time     // when its process was started
@@ -163,6 +164,9 @@ func (s *stage) admit(ctx context.Context, p *peer, sc *scenario, err error) err
 	}
 	switch {
 	case err == nil:
+		for _, pid := range p.roots {
+			p.pids = append(p.pids, load.Tree(pid)...)
+		}
 		s.peers = append(s.peers, p)
 		return nil
 	case p.name == ours || ctx.Err() != nil:
@@ -298,7 +302,7 @@ func (s *stage) add(ctx context.Context, p *peer) error {
 		if err != nil {
 			return err
 		}
-		p.pids, p.admin = load.Tree(run.PID()), run.Admin
+		p.roots, p.admin = []int{run.PID()}, run.Admin
 		if err := answers(ctx, p); err != nil {
 			return fmt.Errorf("%w; it said:\n%s", err, run.Log())
 		}
@@ -364,7 +368,7 @@ func (s *stage) byFile(ctx context.Context, p *peer, at *world.Place, name, fold
 		said, _ := os.ReadFile(log.Name()) // what there is of it
 		return fmt.Errorf("%w; it said:\n%s", err, said)
 	}
-	p.pids = append(p.pids, load.Tree(run.cmd.Process.Pid)...)
+	p.roots = append(p.roots, run.cmd.Process.Pid)
 	return nil
 }
 

@@ -42,7 +42,10 @@ func newHTTP2Client(r *run) *http2Client {
 	}
 	static := []byte{0x83, 0x86} // :method POST, :scheme http
 	fields := [][2]string{
-		{":path", "/bench.Bench/Call"}, {":authority", Host}, {"content-type", "application/grpc"}, {"te", "trailers"},
+		{":path", "/bench.Bench/Call"},
+		{":authority", Host},
+		{"content-type", "application/grpc"},
+		{"te", "trailers"},
 		{"user-agent", "bench"},
 	}
 	if r.job.Kind == HTTP2 {

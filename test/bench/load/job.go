@@ -63,6 +63,8 @@ const (
 	tick = 10 * time.Millisecond
 )
 
+var errNotThese = errors.New("the processes that are watched have done nothing: others do the work")
+
 var errIdle = errors.New("no operation has ended")
 
 // slot is a place where one operation is under way at a time.
@@ -228,6 +230,9 @@ func (r *run) result(out Result) (Result, error) {
 	}
 	if r.ops == 0 {
 		return out, errIdle
+	}
+	if len(r.job.PIDs) > 0 && out.CPU == 0 {
+		return out, errNotThese
 	}
 	quantile := func(q float64) time.Duration { return time.Duration(r.hist.quantile(q)) }
 	out.P50, out.P99, out.P999 = quantile(0.5), quantile(0.99), quantile(0.999)
