@@ -33,7 +33,7 @@ type Handler interface {
 }
 
 // transport is what stands between a handler's bytes and the socket's: nothing
-// (plain), or TLS. This seam is narrow so that a record layer of our own fits in.
+// (plain), our TLS records (recordTransport), or crypto/tls (tlsTransport).
 type transport interface {
 	// read puts what the peer has sent into p, which has room for one read's worth,
 	// without blocking. more tells that calling again makes sense without an event.
@@ -41,8 +41,12 @@ type transport interface {
 	read(c *Conn, p []byte) (n int, more bool, err error)
 	// write sends p, or appends it to the output.
 	write(c *Conn, p []byte) error
+	// flush completes what write has appended, so that the output can be sent.
+	flush(c *Conn)
 	// closeWrite appends what says that nothing follows.
 	closeWrite(c *Conn) error
+	// forget gives back what is held for c, which is over.
+	forget(c *Conn)
 }
 
 // plain is the transport of bytes as they are.
@@ -64,7 +68,11 @@ func (plain) write(c *Conn, p []byte) error {
 	return nil
 }
 
+func (plain) flush(*Conn) {}
+
 func (plain) closeWrite(*Conn) error { return nil }
+
+func (plain) forget(*Conn) {}
 
 type flags uint16
 
@@ -437,9 +445,11 @@ func (c *Conn) settle() {
 	}
 	switch c.state {
 	case alive:
+		c.transport.flush(c)
 		c.flush()
 		c.settleAlive()
 	case closing:
+		c.transport.flush(c)
 		c.flush()
 		c.settleClosing()
 	case dying:
@@ -524,6 +534,7 @@ func (c *Conn) discard() {
 func (c *Conn) forget() {
 	s := &c.loop.chunks
 	c.out.clear(s)
+	c.transport.forget(c)
 	if c.kept != nil {
 		s.give(c.kept)
 		c.kept = nil

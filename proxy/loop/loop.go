@@ -75,6 +75,9 @@ type Config struct {
 	// CloseTimeout bounds the time that Close spends on handing output over and on
 	// waiting for the peer to close too; default 5 seconds.
 	CloseTimeout time.Duration
+	// StdlibTLS leaves TLS 1.3 to crypto/tls after the handshake too, as is always done with earlier versions and in
+	// FIPS 140 mode. By default our own record layer goes on, which is faster and holds less memory.
+	StdlibTLS bool
 }
 
 func (c Config) withDefaults() Config {

@@ -67,18 +67,23 @@ func (o *output) add(s *chunks, p []byte) {
 	o.n += len(p)
 	for len(p) > 0 {
 		if o.tail == nil || o.tail.w == len(o.tail.b) {
-			k := s.take(chunkBytes)
-			if o.tail == nil {
-				o.head = k
-			} else {
-				o.tail.next = k
-			}
-			o.tail = k
+			o.extend(s)
 		}
 		n := copy(o.tail.b[o.tail.w:], p)
 		o.tail.w += n
 		p = p[n:]
 	}
+}
+
+// extend appends an empty buffer.
+func (o *output) extend(s *chunks) {
+	k := s.take(chunkBytes)
+	if o.tail == nil {
+		o.head = k
+	} else {
+		o.tail.next = k
+	}
+	o.tail = k
 }
 
 // drop removes n bytes from the front and gives emptied buffers back.

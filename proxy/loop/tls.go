@@ -2,6 +2,7 @@ package loop
 
 import (
 	"context"
+	"crypto/fips140"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -12,14 +13,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lateen-mesh/lateen/proxy/tls13"
 )
 
 const (
-	// recordBytesMax is the longest TLS record with its header (RFC 8446 section 5.2, RFC 5246 section 6.2.3): what
-	// crypto/tls may hold back of one read and give out with the next.
-	recordBytesMax = 5 + 16<<10 + 2048
 	// handshakesMax bounds the handshakes under way on a loop. Each is a goroutine of some 30 KB.
 	handshakesMax = 4096
+	// flightBytes is what one read of a handshake takes: most flights.
+	flightBytes = 4 << 10
 	// handshakeTimeout is for those who do not say.
 	handshakeTimeout = 10 * time.Second
 )
@@ -33,29 +35,27 @@ const (
 // same error. done is not called if c ends otherwise before. Meanwhile nothing
 // is read for the handler, and what is written waits. TLS cannot be started twice.
 func (c *Conn) StartTLSServer(cfg *tls.Config, timeout time.Duration, done func(error)) {
-	c.startTLS(cfg, tls.Server, timeout, done)
+	c.startTLS(cfg, false, timeout, done)
 }
 
 // StartTLSClient is StartTLSServer for the other side. cfg must name the server
 // or verify it by itself, and must not allow renegotiation.
 func (c *Conn) StartTLSClient(cfg *tls.Config, timeout time.Duration, done func(error)) {
-	c.startTLS(cfg, tls.Client, timeout, done)
+	c.startTLS(cfg, true, timeout, done)
 }
 
 // TLS describes the TLS connection; nil without TLS and before the handshake is done. It must not be changed.
 func (c *Conn) TLS() *tls.ConnectionState {
-	t, ok := c.transport.(*tlsTransport)
-	if !ok {
-		return nil
+	switch t := c.transport.(type) {
+	case *recordTransport:
+		return t.state
+	case *tlsTransport:
+		return t.state
 	}
-	if t.state == nil {
-		s := t.conn.ConnectionState()
-		t.state = &s
-	}
-	return t.state
+	return nil
 }
 
-func (c *Conn) startTLS(cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn, timeout time.Duration, done func(error)) {
+func (c *Conn) startTLS(cfg *tls.Config, client bool, timeout time.Duration, done func(error)) {
 	if c.state != alive {
 		return
 	}
@@ -65,11 +65,19 @@ func (c *Conn) startTLS(cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.C
 	if timeout <= 0 {
 		timeout = handshakeTimeout
 	}
-	h := &handshake{c: c, done: done}
-	h.transport = &tlsTransport{wire: wire{fd: c.fd, local: c.LocalAddr(), remote: c.remote}}
-	h.transport.conn = side(&h.transport.wire, cfg)
+	h := &handshake{c: c, client: client, done: done, flight: &flight{fd: c.fd}}
+	h.wire = &wire{local: c.LocalAddr(), remote: c.remote, flight: h.flight}
 	if cfg.Renegotiation != tls.RenegotiateNever {
 		h.err = errors.New("tls config allows renegotiation, which is not supported; use RenegotiateNever")
+	}
+	if !c.loop.cfg.StdlibTLS && !fips140.Enabled() {
+		h.flight.secrets = &tls13.Secrets{}
+		cfg = h.flight.secrets.Tap(cfg, !client)
+	}
+	if client {
+		h.conn, h.tickets = tls.Client(h.wire, cfg), cfg.ClientSessionCache != nil && !cfg.SessionTicketsDisabled
+	} else {
+		h.conn = tls.Server(h.wire, cfg)
 	}
 	h.deadline.Init(c.loop, h.expire)
 	h.deadline.Reset(timeout)
@@ -81,18 +89,22 @@ func (c *Conn) startTLS(cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.C
 // then runs on a goroutine that has the socket to itself: the loop neither
 // reads, writes nor closes it until the goroutine has posted its end.
 type handshake struct {
-	c         *Conn
-	transport *tlsTransport
-	done      func(error)
-	deadline  Timer
-	held      output                  // plaintext written meanwhile
-	err       error                   // why it cannot succeed
-	cancel    context.CancelCauseFunc // nil until the goroutine runs
+	c        *Conn
+	client   bool
+	tickets  bool // a client's configuration remembers sessions
+	conn     *tls.Conn
+	wire     *wire   // below conn
+	flight   *flight // of wire
+	done     func(error)
+	deadline Timer
+	held     output                  // plaintext written meanwhile
+	err      error                   // why it cannot succeed
+	cancel   context.CancelCauseFunc // nil until the goroutine runs
 }
 
 func (h *handshake) running() bool { return h.cancel != nil }
 
-func (h *handshake) wake() { h.transport.wire.wake() }
+func (h *handshake) wake() { h.flight.wake() }
 
 // expire ends a handshake that takes too long.
 func (h *handshake) expire() {
@@ -122,41 +134,80 @@ func (c *Conn) settleHandshake() bool {
 		}
 		h.err = ErrBusy
 	}
-	h.end(h.err)
+	h.end(nil, h.err)
 	return true
 }
 
 // begin starts the goroutine, with what is already read.
 func (h *handshake) begin() {
-	c := h.c
-	w := &h.transport.wire
+	c, f := h.c, h.flight
 	if c.kept != nil {
-		w.in = slices.Clone(c.kept.bytes())
+		f.in = slices.Clone(c.kept.bytes())
 		c.loop.chunks.give(c.kept)
 		c.kept = nil
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	h.cancel = cancel
-	w.cancelled = ctx.Done()
-	w.event = make(chan struct{}, 1)
+	f.cancelled = ctx.Done()
+	f.event = make(chan struct{}, 1)
 	c.loop.handshakes++
 	c.loop.helpers.Go(func() {
-		err := h.transport.conn.HandshakeContext(ctx)
+		var t transport
+		err := h.conn.HandshakeContext(ctx)
+		if err == nil {
+			t, err = h.transport()
+		}
+		f.clear()
 		c.loop.Post(func() {
 			c.loop.handshakes--
 			cancel(nil)
-			h.end(err)
+			h.end(t, err)
 		})
 	})
 }
 
-// end takes the socket back and has the connection go on with TLS, or end.
-func (h *handshake) end(err error) {
+// transport is what goes on after the handshake: our records if they can.
+func (h *handshake) transport() (transport, error) {
+	f, w := h.flight, h.wire
+	state := h.conn.ConnectionState()
+	w.flight, w.in = nil, nil
+	if f.secrets == nil || state.Version != tls.VersionTLS13 || !tls13.Supports(state.CipherSuite) {
+		w.c, w.in = h.c, f.in
+		return &tlsTransport{wire: w, conn: h.conn, state: &state}, nil
+	}
+	cfg := tls13.Config{Suite: state.CipherSuite, Client: h.client, Secrets: f.secrets, Sent: f.sent}
+	if h.tickets {
+		cfg.Ticket = ticketTaker(h.conn, w)
+	}
+	session, err := tls13.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("go on with our own records: %w", err)
+	}
+	return &recordTransport{session: session, state: &state, early: f.in}, nil
+}
+
+// ticketTaker returns a function that has conn, on w, read a record with tickets, for its session cache. What it has
+// to say to the peer is dropped, because it does not know what we have written; it matters only to crypto/tls if
+// it does not like the ticket.
+func ticketTaker(conn *tls.Conn, w *wire) func(record []byte) {
+	return func(record []byte) {
+		var none [1]byte
+		w.in = record
+		_, _ = conn.Read(none[:]) // errLater
+		w.in = nil
+	}
+}
+
+// end takes the socket back and has the connection go on with t, or end.
+func (h *handshake) end(t transport, err error) {
 	c := h.c
 	h.deadline.Stop()
 	c.handshake = nil
 	defer h.held.clear(&c.loop.chunks)
 	c.loop.touch(c)
+	if t != nil && (c.state != alive || h.err != nil) {
+		t.forget(c)
+	}
 	if c.state != alive {
 		return
 	}
@@ -169,8 +220,7 @@ func (h *handshake) end(err error) {
 		c.fail(err, closing)
 		return
 	}
-	h.transport.wire.adopt(c)
-	c.transport = h.transport
+	c.transport = t
 	c.flags |= readable | drain // whatever events the goroutine had
 	c.flags &^= blocked
 	for k := h.held.head; k != nil; k = k.next {
@@ -186,67 +236,127 @@ func (h *handshake) end(err error) {
 	c.wantRead()
 }
 
-// tlsTransport is crypto/tls, after its handshake, over memory. It relies on
-// this: a Read of crypto/tls that gets a temporary net.Error from below keeps
-// the bytes of the incomplete record, and of an incomplete post-handshake
-// message, and goes on with them at the next Read (crypto/tls, readRecordOrCCS
-// and readHandshake).
-type tlsTransport struct {
-	wire  wire
-	conn  *tls.Conn
-	state *tls.ConnectionState // made when asked for
-}
+// flight is the handshake's side of a socket, for the handshake's goroutine,
+// which it parks until the loop has an event. It reads ahead, but gives crypto/tls
+// no byte of the next record before that asks for it: what is left at the end is ours.
+type flight struct {
+	fd     int
+	in     []byte // read and not asked for yet
+	buffer []byte // what in is read into
+	header [tls13.HeaderBytes]byte
+	have   int // of the header of the record that crypto/tls is reading
+	left   int // of the rest of that record, once the header is there
 
-// read takes one read's worth of records from the socket and decrypts all that
-// are complete. They fit in p, so crypto/tls holds back less than one record.
-func (t *tlsTransport) read(c *Conn, p []byte) (n int, more bool, err error) {
-	l := c.loop
-	if len(t.wire.in) > 0 { // from before the handshake
-		more = true
-	} else {
-		if l.cipher == nil {
-			l.cipher = make([]byte, l.cfg.ReadBytes)
-		}
-		var got int
-		got, more, err = c.receive(l.cipher)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return 0, false, err
-		}
-		t.wire.in, t.wire.end = l.cipher[:got], err
-	}
-	for n < len(p) {
-		got, err := t.conn.Read(p[n:])
-		n += got
-		if errors.Is(err, errLater) {
-			return n, more, nil
-		}
-		if err != nil {
-			return n, false, err
-		}
-	}
-	return n, true, nil
-}
-
-func (t *tlsTransport) write(_ *Conn, p []byte) error {
-	_, err := t.conn.Write(p)
-	return err
-}
-
-func (t *tlsTransport) closeWrite(*Conn) error { return t.conn.CloseWrite() }
-
-// wire is the net.Conn below crypto/tls. During the handshake it is the socket,
-// for the handshake's goroutine, which it parks until the loop has an event.
-// Afterwards it is memory, for the loop.
-type wire struct {
-	fd            int
-	local, remote netip.AddrPort
-	in            []byte // to be read first
+	secrets *tls13.Secrets // nil if crypto/tls is to go on
+	sent    []byte         // since the secrets are known
 
 	event     chan struct{}   // of the socket; holds one
 	cancelled <-chan struct{} // of the handshake
+}
 
-	c   *Conn // whose output is written to; nil during the handshake
-	end error // io.EOF if nothing comes after in
+// clear forgets the secrets, of which a session has its own copy.
+func (f *flight) clear() {
+	if f.secrets != nil {
+		f.secrets.Clear()
+	}
+}
+
+// wake tells the handshake that the socket had an event.
+func (f *flight) wake() {
+	select {
+	case f.event <- struct{}{}:
+	default:
+	}
+}
+
+// park waits for an event of the socket.
+func (f *flight) park() error {
+	select {
+	case <-f.event:
+		return nil
+	case <-f.cancelled:
+		return net.ErrClosed
+	}
+}
+
+// read gives out what is there of the present record's header, or else of its rest.
+func (f *flight) read(p []byte) (int, error) {
+	if len(f.in) == 0 {
+		if err := f.fill(); err != nil {
+			return 0, err
+		}
+	}
+	var n int
+	if f.have < len(f.header) {
+		n = copy(f.header[f.have:], f.in[:min(len(p), len(f.in))])
+		if f.have += n; f.have == len(f.header) {
+			f.left = int(f.header[3])<<8 | int(f.header[4])
+		}
+	} else {
+		n = min(len(p), len(f.in), f.left)
+		f.left -= n
+	}
+	if f.have == len(f.header) && f.left == 0 {
+		f.have = 0
+	}
+	copy(p, f.in[:n])
+	if f.in = f.in[n:]; len(f.in) == 0 {
+		f.in = nil // what goes on after the handshake keeps no buffer for nothing
+	}
+	return n, nil
+}
+
+// fill reads from the socket.
+func (f *flight) fill() error {
+	if f.buffer == nil {
+		f.buffer = make([]byte, flightBytes)
+	}
+	for {
+		n, errno := recv(f.fd, f.buffer)
+		switch {
+		case errno == unix.EAGAIN:
+			if err := f.park(); err != nil {
+				return err
+			}
+		case errno != 0:
+			return fmt.Errorf("read: %w", errno)
+		case n == 0:
+			return io.EOF
+		default:
+			f.in = f.buffer[:n]
+			return nil
+		}
+	}
+}
+
+// write sends p, which crypto/tls makes of whole records.
+func (f *flight) write(p []byte) (int, error) {
+	if f.secrets != nil && f.secrets.Known() {
+		f.sent = append(f.sent, p...)
+	}
+	sent := 0
+	for sent < len(p) {
+		n, errno := send(f.fd, p[sent:])
+		if errno == unix.EAGAIN {
+			if err := f.park(); err != nil {
+				return sent, err
+			}
+		} else if errno != 0 {
+			return sent, fmt.Errorf("write: %w", errno)
+		}
+		sent += n
+	}
+	return sent, nil
+}
+
+// wire is the net.Conn below crypto/tls. During the handshake it is the socket, through a flight. Afterwards it is
+// memory, for the loop.
+type wire struct {
+	local, remote netip.AddrPort
+	flight        *flight // nil after the handshake
+	in            []byte  // to be read first
+	c             *Conn   // whose output is written to; nil drops it
+	end           error   // io.EOF if nothing comes after in
 }
 
 // errLater says that there is nothing to read now. It is temporary, so that crypto/tls asks again.
@@ -258,81 +368,33 @@ func (laterError) Error() string   { return "nothing to read yet" }
 func (laterError) Timeout() bool   { return true }
 func (laterError) Temporary() bool { return true }
 
-// adopt ends the handshake: from now on wire is memory, and the loop's.
-func (w *wire) adopt(c *Conn) {
-	w.c = c
-	w.event, w.cancelled = nil, nil
-}
-
-// wake tells the handshake that the socket had an event.
-func (w *wire) wake() {
-	select {
-	case w.event <- struct{}{}:
-	default:
-	}
-}
-
-// park waits for an event of the socket.
-func (w *wire) park() error {
-	select {
-	case <-w.event:
-		return nil
-	case <-w.cancelled:
-		return net.ErrClosed
-	}
-}
-
 // Read is called by crypto/tls.
 func (w *wire) Read(p []byte) (int, error) {
+	if w.flight != nil {
+		return w.flight.read(p)
+	}
 	if len(w.in) > 0 {
 		n := copy(p, w.in)
 		w.in = w.in[n:]
 		return n, nil
 	}
 	w.in = nil // hold no memory while idle
-	if w.c != nil {
-		if w.end != nil {
-			return 0, w.end
-		}
-		return 0, errLater
+	if w.end != nil {
+		return 0, w.end
 	}
-	for {
-		n, errno := recv(w.fd, p)
-		switch {
-		case errno == unix.EAGAIN:
-			if err := w.park(); err != nil {
-				return 0, err
-			}
-		case errno != 0:
-			return 0, fmt.Errorf("read: %w", errno)
-		case n == 0:
-			return 0, io.EOF
-		default:
-			return n, nil
-		}
-	}
+	return 0, errLater
 }
 
 // Write is called by crypto/tls.
 func (w *wire) Write(p []byte) (int, error) {
+	if w.flight != nil {
+		return w.flight.write(p)
+	}
 	if w.c != nil {
 		w.c.buffer(p)
 		w.c.loop.touch(w.c) // also for what crypto/tls sends by itself, such as the answer to a KeyUpdate
-		return len(p), nil
 	}
-	sent := 0
-	for sent < len(p) {
-		n, errno := send(w.fd, p[sent:])
-		if errno == unix.EAGAIN {
-			if err := w.park(); err != nil {
-				return sent, err
-			}
-		} else if errno != 0 {
-			return sent, fmt.Errorf("write: %w", errno)
-		}
-		sent += n
-	}
-	return sent, nil
+	return len(p), nil
 }
 
 // Close is called by crypto/tls when the handshake is cancelled, which ends park by itself. The socket is the loop's.

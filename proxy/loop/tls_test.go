@@ -580,25 +580,38 @@ func TestTLSPauseRead(t *testing.T) {
 
 func TestIdleTLSConnectionOwnsNothingOfTheLoop(t *testing.T) {
 	serverTLS, clientTLS := certify(t)
-	l := start(t, Config{})
-	var conn *Conn
-	accept, _ := secure(serverTLS, 0, echo{})
-	c := tls.Client(dial(t, listen(t, l, func(c *Conn) Handler { conn = c; return accept(c) })), clientTLS)
-	if _, err := c.Write([]byte("hello")); err != nil {
-		t.Fatal(err)
+	for _, stdlib := range []bool{false, true} {
+		t.Run(fmt.Sprintf("stdlib %v", stdlib), func(t *testing.T) {
+			l := start(t, Config{StdlibTLS: stdlib})
+			var conn *Conn
+			accept, _ := secure(serverTLS, 0, echo{})
+			c := tls.Client(dial(t, listen(t, l, func(c *Conn) Handler { conn = c; return accept(c) })), clientTLS)
+			if _, err := c.Write([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+				t.Fatal(err)
+			}
+			on(t, l, func() {
+				if conn.kept != nil || conn.out.head != nil || conn.handshake != nil {
+					t.Errorf("an idle connection holds memory: %+v", conn)
+				}
+				switch r := conn.transport.(type) {
+				case *recordTransport:
+					if stdlib || r.early != nil || r.part != nil || r.begun {
+						t.Errorf("idle records hold memory: %+v", r)
+					}
+				case *tlsTransport:
+					if !stdlib || r.wire.in != nil || r.wire.flight != nil {
+						t.Errorf("idle crypto/tls holds memory of ours: %+v", r.wire)
+					}
+				}
+				if l.handshakes != 0 {
+					t.Errorf("%d handshakes are counted", l.handshakes)
+				}
+			})
+		})
 	}
-	if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
-		t.Fatal(err)
-	}
-	on(t, l, func() {
-		w := &conn.transport.(*tlsTransport).wire
-		if conn.kept != nil || conn.out.head != nil || conn.handshake != nil || w.in != nil || w.event != nil || w.cancelled != nil {
-			t.Errorf("an idle connection holds memory: %+v, %+v", conn, w)
-		}
-		if l.handshakes != 0 {
-			t.Errorf("%d handshakes are counted", l.handshakes)
-		}
-	})
 }
 
 func TestTooManyHandshakes(t *testing.T) {
