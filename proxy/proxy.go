@@ -82,6 +82,8 @@ type Config struct {
 	MarkSockets bool
 	// Loops is the number of event loops; 0: one, or one for every two CPUs beyond two.
 	Loops int
+	// StdlibTLS leaves TLS 1.3 to crypto/tls after the handshake too, should our own record layer ever be in doubt.
+	StdlibTLS bool
 	// DrainTime bounds how long open connections may go on after the end was asked for; 0: 5 s.
 	DrainTime time.Duration
 

@@ -58,7 +58,7 @@ type worker struct {
 }
 
 func (p *Proxy) newWorker() (*worker, error) {
-	l, err := loop.New(loop.Config{Logger: p.logs.loops})
+	l, err := loop.New(loop.Config{Logger: p.logs.loops, StdlibTLS: p.cfg.StdlibTLS})
 	if err != nil {
 		return nil, err
 	}
