@@ -192,17 +192,13 @@ func (t *table) markdown(peers []string, results []*result) string {
 	}
 	fmt.Fprintf(&b, "Measured %s at commit `%s` on %s (%d cores, Linux %s), %s, beside %s. ", t.Date.Format(time.DateOnly), t.Commit,
 		t.Machine.CPU, t.Machine.Cores, t.Machine.Kernel, t.Machine.Go, strings.Join(versions, ", "))
-	fmt.Fprintf(&b, "%d interleaved rounds of %g s; medians. Load and services on one core, the proxy alone on another.\n\n", t.Rounds, t.Seconds)
-	b.WriteString("CPU per operation (per GB for bulk), and how many times as much the peer needs; ± is half the spread of the rounds. " +
-		"More than 1 × means that we are ahead.\n\n")
-	t.part(&b, peers, results, metricCPU)
-	b.WriteString("\nLatency (p99 of each operation; at a fixed rate what the proxy adds to the p99 of no proxy), and how many times as " +
-		"much the peer's is.\n\n")
-	t.part(&b, peers, results, metricP99)
-	b.WriteString("\nWhat is no load, and how many times as much the peer needs.\n\n")
-	t.part(&b, peers, results, "")
-	b.WriteString("\nMemory right after (PSS), and how many times as much the peer has.\n\n")
-	t.part(&b, peers, results, metricPSS)
+	fmt.Fprintf(&b, "%d interleaved rounds of %g s; medians. Load and services on one core, the proxy alone on another.\n", t.Rounds, t.Seconds)
+	t.part(&b, "CPU per operation (per GB for bulk), and how many times as much the peer needs; ± is half the spread of the rounds. "+
+		"More than 1 × means that we are ahead.", peers, results, metricCPU)
+	t.part(&b, "Latency (p99 of each operation; at a fixed rate what the proxy adds to the p99 of no proxy), and how many times as "+
+		"much the peer's is.", peers, results, metricP99)
+	t.part(&b, "What is no load, and how many times as much the peer needs.", peers, results, "")
+	t.part(&b, "Memory right after (PSS), and how many times as much the peer has.", peers, results, metricPSS)
 	if len(t.Failed) > 0 {
 		b.WriteString("\nFailed measurements:\n\n")
 		for _, f := range t.Failed {
@@ -212,13 +208,13 @@ func (t *table) markdown(peers []string, results []*result) string {
 	return b.String()
 }
 
-// part writes the table of one metric, or of what stands for it in a variant.
-func (t *table) part(b *strings.Builder, peers []string, results []*result, metric string) {
-	b.WriteString("| scenario | load | Lateen |")
+// part writes the table of one metric, or of what stands for it in a variant; nothing if no variant has it.
+func (t *table) part(b *strings.Builder, title string, peers []string, results []*result, metric string) {
+	head := "\n" + title + "\n\n| scenario | load | Lateen |"
 	for _, p := range peers {
-		b.WriteString(" " + p + " | × |")
+		head += " " + p + " | × |"
 	}
-	b.WriteString(" core used: ours, theirs |\n| --- | --- | ---: |" + strings.Repeat(" ---: | ---: |", len(peers)) + " --- |\n")
+	head += " core used: ours, theirs |\n| --- | --- | ---: |" + strings.Repeat(" ---: | ---: |", len(peers)) + " --- |\n"
 	for _, r := range results {
 		name := metric
 		switch {
@@ -250,6 +246,8 @@ func (t *table) part(b *strings.Builder, peers []string, results []*result, metr
 		if mine == "" {
 			continue
 		}
+		b.WriteString(head)
+		head = ""
 		variant := r.variant
 		if r.rate > 0 && !strings.Contains(variant, "/s") {
 			variant += " = " + strconv.FormatFloat(r.rate, 'f', 0, 64) + "/s"

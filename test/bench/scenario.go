@@ -126,51 +126,68 @@ func scenarios() []scenario {
 		{name: "16", job: http1Load(16, page)},
 		{name: "256", job: http1Load(256, page)},
 	}
-	return []scenario{
+	list := []scenario{
 		{"h1", "HTTP/1.1 keep-alive, 1 KiB answers", http1Service(page), h1, atGateway},
 		{
 			"h1-64k", "HTTP/1.1 keep-alive, 64 KiB answers", http1Service(64 * kib),
-			[]variant{{name: "64", job: http1Load(64, 64*kib)}}, atGateway,
+			[]variant{{name: "64", job: http1Load(64, 64*kib)}},
+			atGateway,
 		},
 		{
 			"h1-close", "HTTP/1.1, a client connection for each request", http1Service(page),
-			[]variant{{name: "16", job: load.Job{Kind: load.Close, Connections: 16, Size: page}}}, atGateway,
+			[]variant{{name: "16", job: load.Job{Kind: load.Close, Connections: 16, Size: page}}},
+			atGateway,
 		},
 		{
 			"h1-rate", "HTTP/1.1 keep-alive on 32 connections at a fixed rate", http1Service(page),
-			[]variant{{name: "3000/s", job: rate(3000)}, {name: "60%", job: rate(0), share: 0.6}}, atGateway,
+			[]variant{{name: "3000/s", job: rate(3000)}, {name: "60%", job: rate(0), share: 0.6}},
+			atGateway,
 		},
 		{
 			"grpc", "gRPC unary calls, connections × streams",
 			[]service{{load.Service{Kind: load.ServeGRPC, Size: page}, "GRPC", "GRPC"}},
-			[]variant{{name: "8x16", job: grpcLoad(load.GRPC, 8, 16)}, {name: "64x1", job: grpcLoad(load.GRPC, 64, 1)}}, atGateway,
+			[]variant{{name: "8x16", job: grpcLoad(load.GRPC, 8, 16)}, {name: "64x1", job: grpcLoad(load.GRPC, 64, 1)}},
+			atGateway,
 		},
 		{
 			"grpc-stream", "gRPC messages there and back on open streams",
 			[]service{{load.Service{Kind: load.ServeStream, Size: message}, "GRPC", "GRPC"}},
-			[]variant{{name: "8x16", job: grpcLoad(load.Stream, 8, 16)}}, atGateway,
+			[]variant{{name: "8x16", job: grpcLoad(load.Stream, 8, 16)}},
+			atGateway,
 		},
 		{
-			"h2-h1", "HTTP/2 in, HTTP/1.1 out", []service{{load.Service{Kind: load.ServeHTTP1, Size: page}, "HTTP2", "HTTP"}},
-			[]variant{{name: "8x16", job: grpcLoad(load.HTTP2, 8, 16)}}, atGateway,
+			"h2-h1", "HTTP/2 in, HTTP/1.1 out",
+			[]service{{load.Service{Kind: load.ServeHTTP1, Size: page}, "HTTP2", "HTTP"}},
+			[]variant{{name: "8x16", job: grpcLoad(load.HTTP2, 8, 16)}},
+			atGateway,
 		},
 		{"l4", "TCP: bulk from the service, 1 KiB ping-pong, a connection for each echo of 100 bytes", tcp, tcpLoads, atGateway},
 		{"h1-mesh", "HTTP/1.1 beside the service: mutual TLS in, 20 authorization rules, access log", http1Service(page), h1[:1], atServer},
 		{"h1-mesh-pair", "HTTP/1.1 through both sidecars, mutual TLS between them", http1Service(page), h1[:1], atBoth},
 		{"l4-mtls", "TCP through two proxies, mutual TLS between them", tcp, tcpLoads, atBoth},
+	}
+	return append(list, lifeScenarios()...)
+}
+
+// lifeScenarios measure what is no load.
+func lifeScenarios() []scenario {
+	return []scenario{
 		{"idle", "memory for each 1,000 idle connections of so many, plaintext HTTP", http1Service(page), hold(5000), atGateway | fresh},
 		{"idle-mtls", "memory for each 1,000 idle connections of so many, mutual TLS", http1Service(page), hold(2000), atServer | fresh},
 		{
 			"start", "from the start of the process to the first answer", http1Service(page),
-			[]variant{{name: "gateway", special: (*stage).measureStart}}, atGateway | fresh | timed,
+			[]variant{{name: "gateway", special: (*stage).measureStart}},
+			atGateway | fresh | timed,
 		},
 		{
 			"config", "from a change of an endpoint to the first answer that obeys it", twoSizes(),
-			[]variant{{name: "endpoint", special: (*stage).measureConfig}}, atGateway | fresh | obedient,
+			[]variant{{name: "endpoint", special: (*stage).measureConfig}},
+			atGateway | fresh | obedient,
 		},
 		{
 			"memory", "sidecar that has used 20 services of so many, with 10 endpoints each", tenAlike(),
-			[]variant{sized(10), sized(1_000), sized(10_000)}, atClient | fresh | obedient,
+			[]variant{sized(10), sized(1_000), sized(10_000)},
+			atClient | fresh | obedient,
 		},
 	}
 }
