@@ -37,6 +37,7 @@ fuzz: ## each fuzz target for some executions
 
 bench: ## our proxy beside Envoy, HAProxy and nginx
 	@tools/setup-bench
+	@mkdir -p bin
 	go run ./test/bench -markdown bin/bench.md -plot bin/bench.svg -json bin/bench.json && cat bin/bench.md
 
 microbench: ## functions by themselves
