@@ -84,6 +84,9 @@ type Config struct {
 	Loops int
 	// StdlibTLS leaves TLS 1.3 to crypto/tls after the handshake too, should our own record layer ever be in doubt.
 	StdlibTLS bool
+	// CertificateTTL is the lifetime of the workload's certificates, which are renewed at half of it (Istio's SECRET_TTL);
+	// 0: 24 h, 4 s at least.
+	CertificateTTL time.Duration
 	// DrainTime bounds how long open connections may go on after the end was asked for; 0: 5 s.
 	DrainTime time.Duration
 
@@ -191,7 +194,7 @@ func (p *Proxy) initIdentity() error {
 	}
 	id := identity.ID{TrustDomain: p.cfg.TrustDomain, Namespace: p.cfg.Namespace, ServiceAccount: p.cfg.ServiceAccount}
 	p.agent, err = agent.New(agent.Config{
-		Channel: p.channel, ID: id, Holder: p.holder, Logger: p.cfg.Logger,
+		Channel: p.channel, ID: id, Holder: p.holder, Logger: p.cfg.Logger, TTL: p.cfg.CertificateTTL,
 		Token: func(context.Context) (string, error) { return p.cfg.Token, nil },
 	})
 	if err != nil {

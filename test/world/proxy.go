@@ -48,6 +48,8 @@ type Workload struct {
 	Ports map[string]uint16
 	// Place is where the proxy runs; nil: in this process's own namespace. Only there the capture rules are not set.
 	Place *Place
+	// CertificateTTL is the lifetime of its certificates (not Envoy's); 0: 24 h.
+	CertificateTTL time.Duration
 	// Threads is the number of event loops (Envoy: of workers). 0: 1.
 	Threads int
 }
@@ -162,6 +164,7 @@ func (p *Proxy) prepareLateen(token host.Token) error {
 		Labels: p.load.Labels, Addresses: p.load.Addresses, Ports: p.load.Ports, TrustDomain: token.TrustDomain,
 		Control: token.Control, ControlName: token.ControlName, Roots: []byte(token.Roots), Token: token.Token,
 		AdminSocket: p.admin, MarkSockets: p.load.Place != nil, DrainTime: time.Second, Loops: p.load.Threads,
+		CertificateTTL: p.load.CertificateTTL,
 		Workload: plan.Workload{
 			Name: p.load.Name, Namespace: p.load.Namespace, App: p.load.Labels["app"], Version: p.load.Labels["version"],
 			CanonicalName: cmp.Or(p.load.Labels["app"], p.load.Name), CanonicalRevision: cmp.Or(p.load.Labels["version"], "latest"),

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,10 +60,12 @@ type World struct {
 	proxies []*Proxy
 }
 
-// Build builds lateen-proxy into a folder and returns its path. It must be called from inside the module.
-func Build(ctx context.Context, dir string) (string, error) {
+// Build builds lateen-proxy into a folder, with further flags of go build, and returns its path. It must be called from
+// inside the module.
+func Build(ctx context.Context, dir string, flags ...string) (string, error) {
 	path := filepath.Join(dir, "lateen-proxy")
-	out, err := exec.CommandContext(ctx, "go", "build", "-o", path, "github.com/lateen-mesh/lateen/cmd/lateen-proxy").CombinedOutput()
+	args := slices.Concat([]string{"build", "-o", path}, flags, []string{"github.com/lateen-mesh/lateen/cmd/lateen-proxy"})
+	out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build lateen-proxy: %w: %s", err, out)
 	}
