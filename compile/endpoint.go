@@ -50,6 +50,9 @@ func (a *asking) endpoint(s *mesh.Service, p mesh.Port, w *mesh.Workload) (plan.
 		Weight: w.Weight, Health: health(w.Health), Locality: w.Locality, Network: w.Network,
 		MTLS: w.MTLS && !s.External, Workload: workload(w),
 	}
+	if e.MTLS && w.HBONE() {
+		e.Tunnel = plan.TunnelHBONE
+	}
 	if w.ServiceAccount != "" {
 		e.Identity = spiffe(a.config.TrustDomain, w.Namespace, w.ServiceAccount)
 	}

@@ -26,6 +26,12 @@ type Workload struct {
 	Proxy ProxySettings
 }
 
+// labelTunnel says what a workload's proxy takes tunnels by; the one value that Istio knows is "http".
+const labelTunnel = "networking.istio.io/tunnel"
+
+// HBONE reports whether its proxy wants mesh connections in tunnels (label networking.istio.io/tunnel=http).
+func (w *Workload) HBONE() bool { return w.MTLS && w.Labels[labelTunnel] == "http" }
+
 // Ref names the workload.
 func (w *Workload) Ref() Ref { return Ref{KindWorkload, w.Namespace, w.ID} }
 

@@ -27,10 +27,29 @@ type Endpoint struct {
 	Network  string
 	// MTLS: the instance has a proxy that speaks mesh mTLS.
 	MTLS bool
+	// Tunnel is what mesh mTLS connections to the instance are carried by.
+	Tunnel TunnelProtocol
 	// Identity is the instance's SPIFFE ID; empty if unknown.
 	Identity string
 	Workload Workload
 }
+
+// TunnelProtocol is what carries connections between two proxies.
+type TunnelProtocol uint8
+
+// The tunnel protocols.
+const (
+	TunnelNone  TunnelProtocol = iota // each connection is a TLS connection of its own
+	TunnelHBONE                       // streams of shared HTTP/2 connections over mesh mTLS, to PortHBONE
+)
+
+// PortHBONE is where proxies take HBONE tunnels.
+const PortHBONE = 15008
+
+var tunnelNames = [...]string{"none", "hbone"}
+
+// String returns the protocol's name in lower case.
+func (t TunnelProtocol) String() string { return tunnelNames[t] }
 
 // Health is what the control plane knows of an endpoint.
 type Health uint8

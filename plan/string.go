@@ -159,6 +159,7 @@ func (e *Endpoint) String() string {
 	}
 	w := words{at + " " + e.Health.String()}
 	w.when(e.MTLS, "mtls")
+	w.when(e.Tunnel != TunnelNone, e.Tunnel.String())
 	w.add("weight", e.Weight)
 	w.add("locality", e.Locality)
 	w.add("network", e.Network)

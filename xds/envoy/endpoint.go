@@ -75,6 +75,7 @@ func (e *encoder) endpoint(p *plan.Endpoint) *endpoint.LbEndpoint {
 		meta[metadataIstio] = fields("workload",
 			strings.Join([]string{w.Name, w.Namespace, w.CanonicalName, w.CanonicalRevision, w.Cluster}, ";"))
 	}
+	// A sidecar's Envoy reaches HBONE endpoints by their own mTLS port, which serves both: Tunnel is for our own proxies.
 	if p.MTLS {
 		meta[metadataSocket] = fields(tlsModeKey, tlsModeIstio)
 	}

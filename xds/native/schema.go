@@ -49,7 +49,7 @@ var schema = compileSchema(map[reflect.Type]string{
 	reflect.TypeFor[plan.Keepalive]():  "Time Interval Probes",
 	reflect.TypeFor[plan.Outlier]():    "Consecutive5xx ConsecutiveGateway ConsecutiveLocal SplitLocal Interval BaseEjection MaxEjectionPercent MinHealthPercent StatusCodes",
 	reflect.TypeFor[plan.Endpoints]():  "Name Endpoints",
-	reflect.TypeFor[plan.Endpoint]():   "Address Host Port Weight Health Locality Network MTLS Identity Workload",
+	reflect.TypeFor[plan.Endpoint]():   "Address Host Port Weight Health Locality Network MTLS Identity Workload Tunnel",
 	reflect.TypeFor[plan.Workload]():   "Name Namespace App Version CanonicalName CanonicalRevision Cluster",
 	reflect.TypeFor[plan.Authz]():      "Policies",
 	reflect.TypeFor[plan.Policy]():     "Name Action DryRun Rules Origin",
@@ -75,6 +75,7 @@ var enums = map[reflect.Type]uint64{
 	reflect.TypeFor[plan.Algorithm]():         uint64(plan.OriginalDestination),
 	reflect.TypeFor[plan.ClientTLSMode]():     uint64(plan.ClientTLSMutual),
 	reflect.TypeFor[plan.Health]():            uint64(plan.Draining),
+	reflect.TypeFor[plan.TunnelProtocol]():    uint64(plan.TunnelHBONE),
 	reflect.TypeFor[plan.Action]():            uint64(plan.ActionAudit),
 }
 
