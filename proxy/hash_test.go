@@ -3,6 +3,8 @@ package proxy
 import (
 	"math/bits"
 	"testing"
+
+	"github.com/lateen-mesh/lateen/proxy/stream"
 )
 
 // TestHashIsEnvoys holds the hash of a request to xxHash's own vectors and to the way in which Envoy mixes inputs.
@@ -14,5 +16,16 @@ func TestHashIsEnvoys(t *testing.T) {
 	}
 	if x.addHash([]byte("abc")); x.hash != bits.RotateLeft64(a, 1)^abc {
 		t.Errorf("two inputs: %x, want %x", x.hash, bits.RotateLeft64(a, 1)^abc)
+	}
+}
+
+// TestCookieQuotes: a cookie's value is the same with quotes around it.
+func TestCookieQuotes(t *testing.T) {
+	for text, want := range map[string]string{`a=b; c="d"`: "d", "c=d": "d", `c="`: `"`, `c=""`: ""} {
+		h := &stream.Head{}
+		h.Add([]byte("cookie"), []byte(text))
+		if got, ok := cookie(h, "c"); !ok || string(got) != want {
+			t.Errorf("%s: %q (%t), want %q", text, got, ok, want)
+		}
 	}
 }

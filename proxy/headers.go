@@ -316,6 +316,9 @@ func cookie(h *stream.Head, name string) ([]byte, bool) {
 			part, v, _ = bytes.Cut(v, []byte(";"))
 			key, value, ok := bytes.Cut(bytes.TrimSpace(part), []byte("="))
 			if ok && string(key) == name {
+				if n := len(value); n >= 2 && value[0] == '"' && value[n-1] == '"' {
+					value = value[1 : n-1] // RFC 6265 section 4.1.1 allows quotes, and Envoy's own cookies have them
+				}
 				return value, true
 			}
 		}
