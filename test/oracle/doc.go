@@ -1,0 +1,8 @@
+// Package oracle asks a real Envoy whether our proxy is right: both get the same plan from our control plane, over xDS,
+// in the same place of the same network; both get the same requests; what the client and the backends see is compared.
+// It holds tests only.
+//
+// A world is a file in testdata: YAML, requests, and the position of the proxy. How one is written is told in
+// world_test.go. A difference is a bug, or is listed with its reason: in the file differs of its world, or in
+// differences.txt if it holds everywhere. A listed difference that is no more fails the test.
+package oracle
