@@ -33,7 +33,8 @@ type Handler interface {
 }
 
 // transport is what stands between a handler's bytes and the socket's: nothing
-// (plain), our TLS records (recordTransport), or crypto/tls (tlsTransport).
+// (plain), our TLS records (recordTransport), or crypto/tls (tlsTransport); or,
+// where there is no socket, a Carrier (carriedTransport).
 type transport interface {
 	// read puts what the peer has sent into p, which has room for one read's worth,
 	// without blocking. more tells that calling again makes sense without an event.
@@ -89,6 +90,7 @@ const (
 	shut                       // CloseWrite was called
 	shutDone                   // and is done
 	ended                      // OnEOF was called
+	held                       // the carrier is paused
 )
 
 type state uint8
@@ -105,12 +107,13 @@ const (
 // urgent data, at whose mark a read stops short.
 const connEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET
 
-// Conn is a connection of a loop. Its methods may be called on the loop only.
+// Conn is a connection of a loop: a socket, or something else that carries bytes (see Carry). Its methods may be called on the loop only.
 // After Close or Abort they do nothing.
 type Conn struct {
 	loop      *Loop
 	handler   Handler
 	transport transport
+	carrier   Carrier    // instead of a socket; nil otherwise
 	handshake *handshake // under way or about to be; nil otherwise
 	out       output     // for the kernel
 	kept      *chunk     // read and not consumed
@@ -119,7 +122,7 @@ type Conn struct {
 	cause     error      // for OnClose
 	remote    netip.AddrPort
 	local     netip.AddrPort // asked for at first use
-	fd        int
+	fd        int            // -1 with a carrier
 	flags     flags
 	state     state
 }
@@ -161,6 +164,8 @@ func (c *Conn) Write(p []byte) {
 		if n > outputBytesMax {
 			c.fail(ErrOverflow, dying)
 		}
+	} else if c.carrier != nil && c.carrier.Full() {
+		c.flags |= full
 	}
 	l.touch(c)
 }
@@ -215,7 +220,13 @@ func (c *Conn) Abort() {
 }
 
 // PauseRead stops OnData and OnEOF until ResumeRead. The peer is held back when the kernel's buffer is full.
-func (c *Conn) PauseRead() { c.flags |= paused }
+func (c *Conn) PauseRead() {
+	c.flags |= paused
+	if c.carrier != nil && c.state == alive && c.flags&held == 0 {
+		c.flags |= held
+		c.carrier.Pause()
+	}
+}
 
 // ResumeRead ends PauseRead. What is kept is offered first.
 func (c *Conn) ResumeRead() {
@@ -241,7 +252,7 @@ func (c *Conn) RemoteAddr() netip.AddrPort { return c.remote }
 // namespace sent it here. It fails if the connection was not redirected.
 func (c *Conn) OriginalDst() (netip.AddrPort, error) {
 	a, err := netip.AddrPort{}, net.ErrClosed
-	if c.state != closed {
+	if c.state != closed && c.carrier == nil {
 		a, err = originalDst(c.fd, c.remote.Addr().Is4())
 	}
 	if err != nil {
@@ -257,7 +268,7 @@ func (c *Conn) listening() bool {
 
 // wantRead has c served if there may be something to tell.
 func (c *Conn) wantRead() {
-	if c.listening() && (c.flags&readable != 0 || c.end != nil || c.flags&offer != 0 && c.kept != nil) {
+	if c.listening() && (c.flags&(readable|held) != 0 || c.end != nil || c.flags&offer != 0 && c.kept != nil) {
 		c.loop.enqueue(c)
 	}
 }
@@ -332,6 +343,10 @@ func (c *Conn) serve() {
 		c.deliver(p)
 	} else {
 		c.keep(p)
+	}
+	if c.flags&held != 0 && c.listening() {
+		c.flags &^= held
+		c.carrier.Resume()
 	}
 	c.conclude()
 }
@@ -443,6 +458,10 @@ func (c *Conn) settle() {
 	if c.handshake != nil && !c.settleHandshake() {
 		return
 	}
+	if c.carrier != nil {
+		c.settleCarried()
+		return
+	}
 	switch c.state {
 	case alive:
 		c.transport.flush(c)
@@ -511,8 +530,8 @@ func (c *Conn) linger() {
 
 // discard reads for nobody, also while output is still being sent: the peer may not read before it has sent all.
 func (c *Conn) discard() {
-	if c.handshake != nil {
-		return // it has the socket to itself
+	if c.handshake != nil || c.carrier != nil {
+		return // it has the socket to itself, or there is none
 	}
 	c.flags |= drain // until there is nothing, because the event for it may have come already
 	_, more, err := c.receive(c.loop.plain[:c.loop.cfg.ReadBytes])
@@ -549,6 +568,10 @@ func (c *Conn) forget() {
 func (c *Conn) release() {
 	if c.deadline != nil {
 		c.deadline.Stop()
+	}
+	if c.carrier != nil {
+		c.releaseCarried()
+		return
 	}
 	if c.state == dying || c.out.n > 0 {
 		// Linger for no time: close then sends RST, lest the peer take what it has for the whole.

@@ -56,6 +56,8 @@ var (
 	ErrTimeout = errors.New("timed out")
 	// ErrBusy is a handshake refused because too many are under way on the loop.
 	ErrBusy = errors.New("too many handshakes at once")
+	// ErrCarried is a handshake on a connection that has no socket, only a Carrier.
+	ErrCarried = errors.New("TLS inside of a tunnel is not supported")
 	// ErrStopped is what the end of Run does to all that is open.
 	ErrStopped = errors.New("the event loop has stopped")
 )
@@ -133,6 +135,7 @@ type Loop struct {
 
 	plain      []byte // scratch for what handlers see: kept bytes, then one read
 	cipher     []byte // scratch for what TLS reads; made for the first TLS connection
+	joined     []byte // scratch of Feed; nil while in use and before
 	chunks     chunks
 	ranges     []unix.Iovec // scratch of send
 	message    unix.Msghdr  // scratch of send

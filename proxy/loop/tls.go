@@ -44,13 +44,16 @@ func (c *Conn) StartTLSClient(cfg *tls.Config, timeout time.Duration, done func(
 	c.startTLS(cfg, true, timeout, done)
 }
 
-// TLS describes the TLS connection; nil without TLS and before the handshake is done. It must not be changed.
+// TLS describes the TLS connection, or the one that carries the connection; nil without TLS and before the handshake is
+// done. It must not be changed.
 func (c *Conn) TLS() *tls.ConnectionState {
 	switch t := c.transport.(type) {
 	case *recordTransport:
 		return t.state
 	case *tlsTransport:
 		return t.state
+	case carriedTransport:
+		return c.carrier.TLS()
 	}
 	return nil
 }
@@ -59,7 +62,8 @@ func (c *Conn) startTLS(cfg *tls.Config, client bool, timeout time.Duration, don
 	if c.state != alive {
 		return
 	}
-	if _, plaintext := c.transport.(plain); !plaintext || c.handshake != nil {
+	_, plaintext := c.transport.(plain)
+	if !plaintext && c.carrier == nil || c.handshake != nil {
 		panic("loop: TLS started twice on a connection")
 	}
 	if timeout <= 0 {
@@ -67,7 +71,9 @@ func (c *Conn) startTLS(cfg *tls.Config, client bool, timeout time.Duration, don
 	}
 	h := &handshake{c: c, client: client, done: done, flight: &flight{fd: c.fd}}
 	h.wire = &wire{local: c.LocalAddr(), remote: c.remote, flight: h.flight}
-	if cfg.Renegotiation != tls.RenegotiateNever {
+	if c.carrier != nil {
+		h.err = ErrCarried
+	} else if cfg.Renegotiation != tls.RenegotiateNever {
 		h.err = errors.New("tls config allows renegotiation, which is not supported; use RenegotiateNever")
 	}
 	if !c.loop.cfg.StdlibTLS && !fips140.Enabled() {
