@@ -456,9 +456,7 @@ func (c *core) writeBlock(id uint32, end bool) {
 
 // startBlock makes the encoder ready for a block.
 func (c *core) startBlock() *encoder {
-	c.enc.init()
-	var room [frameHeaderLen]byte
-	c.enc.out = append(c.cfg.Memory.block[:0], room[:]...)
+	c.enc.begin(c.cfg.Memory.block)
 	return &c.enc
 }
 

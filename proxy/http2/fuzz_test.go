@@ -62,7 +62,6 @@ func FuzzHead(f *testing.F) {
 			t.Errorf("accepted %q", describe(h))
 		}
 		e := new(encoder)
-		e.init()
 		e.request(h, "http")
 		again := read(kindRequest, e.out)
 		if again == nil {

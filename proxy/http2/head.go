@@ -2,6 +2,7 @@ package http2
 
 import (
 	"cmp"
+	"encoding/binary"
 	"strconv"
 	"strings"
 
@@ -333,18 +334,6 @@ func validValue(s string) bool {
 	return true
 }
 
-// hopByHop tells the fields that do not exist in HTTP/2 (RFC 9113 section
-// 8.2.2), or that are pseudo-fields there.
-func hopByHop(name, value []byte) bool {
-	switch string(name) {
-	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade", "http2-settings", "host":
-		return true
-	case "te":
-		return !stream.EqualFold(value, "trailers")
-	}
-	return false
-}
-
 // request appends a request's head; scheme stands in for one that the head has not.
 func (e *encoder) request(h *stream.Head, scheme string) {
 	tunnel := h.Upgrade || string(h.Method()) == "CONNECT"
@@ -383,16 +372,22 @@ func (e *encoder) fields(h *stream.Head, bare bool) {
 	for i := range h.Len() {
 		name, value := h.At(i)
 		name = e.lowerName(name)
-		if hopByHop(name, value) {
+		known := nameTable.at(view(name))
+		switch known.use {
+		case useHop:
 			continue
-		}
-		if string(name) == "content-length" {
+		case useTE:
+			if !stream.EqualFold(value, "trailers") {
+				continue
+			}
+		case useLength:
 			if bare {
 				continue
 			}
 			sized = true
+		default:
 		}
-		e.field(view(name), view(value))
+		e.known(known, view(name), view(value))
 	}
 	if !bare && !sized && h.ContentLength >= 0 {
 		e.lower = strconv.AppendInt(e.lower[:0], h.ContentLength, 10)
@@ -402,16 +397,40 @@ func (e *encoder) fields(h *stream.Head, bare bool) {
 
 // lowerName returns name in lower case, itself if it is so already.
 func (e *encoder) lowerName(name []byte) []byte {
-	for i := range name {
-		if 'A' <= name[i] && name[i] <= 'Z' {
-			e.lower = append(e.lower[:0], name...)
-			for ; i < len(name); i++ {
-				if c := name[i]; 'A' <= c && c <= 'Z' {
-					e.lower[i] = c | 0x20
-				}
-			}
-			return e.lower
+	if !hasUpper(name) {
+		return name
+	}
+	e.lower = append(e.lower[:0], name...)
+	for i, c := range e.lower {
+		if 'A' <= c && c <= 'Z' {
+			e.lower[i] = c | 0x20
 		}
 	}
-	return name
+	return e.lower
+}
+
+// upperBits are those that letters have, in each of 8 bytes; those of lower case have the next lower one, too.
+const upperBits = 0x4040404040404040
+
+// hasUpper reports that a letter of p may be in upper case; false is certain.
+func hasUpper(p []byte) bool {
+	if len(p) < 8 {
+		for _, c := range p {
+			if 'A' <= c && c <= 'Z' {
+				return true
+			}
+		}
+		return false
+	}
+	upper := upperOf(p[len(p)-8:])
+	for ; len(p) > 8; p = p[8:] {
+		upper |= upperOf(p)
+	}
+	return upper != 0
+}
+
+// upperOf sets bits for those of the first 8 bytes of p that are in 0x40 to 0x5f, or beyond ASCII.
+func upperOf(p []byte) uint64 {
+	w := binary.LittleEndian.Uint64(p)
+	return w & upperBits &^ (w << 1)
 }
