@@ -245,6 +245,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	run("identity", p.agent.Run)
 	run("control plane", p.runXDS)
 	run("names", p.rememberNames)
+	run("memory", returnMemory)
 	var failed error
 	select {
 	case <-ctx.Done():

@@ -291,6 +291,7 @@ func (s *session) onHandshake(err error) {
 		s.end()
 		return
 	}
+	s.hello = hello.Info{}
 	state := s.c.TLS()
 	s.secured, s.sni, s.alpn = true, state.ServerName, state.NegotiatedProtocol
 	switch s.chain.Plan.TLS.Mode {

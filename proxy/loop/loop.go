@@ -142,6 +142,7 @@ type Loop struct {
 	from       unix.RawSockaddrAny
 	handshakes int            // goroutines under way
 	helpers    sync.WaitGroup // the same, until they have really ended
+	peers      certificates   // of the connections that are open
 
 	mu     sync.Mutex
 	posted []func()      // waiting

@@ -45,7 +45,7 @@ func (c *Conn) StartTLSClient(cfg *tls.Config, timeout time.Duration, done func(
 }
 
 // TLS describes the TLS connection, or the one that carries the connection; nil without TLS and before the handshake is
-// done. It must not be changed.
+// done. It must not be changed: its certificates are shared with other connections. What they were verified by is not kept.
 func (c *Conn) TLS() *tls.ConnectionState {
 	switch t := c.transport.(type) {
 	case *recordTransport:
@@ -175,11 +175,11 @@ func (h *handshake) begin() {
 // transport is what goes on after the handshake: our records if they can.
 func (h *handshake) transport() (transport, error) {
 	f, w := h.flight, h.wire
-	state := h.conn.ConnectionState()
+	state := h.c.loop.peers.summary(h.conn.ConnectionState())
 	w.flight, w.in = nil, nil
 	if f.secrets == nil || state.Version != tls.VersionTLS13 || !tls13.Supports(state.CipherSuite) {
 		w.c, w.in = h.c, f.in
-		return &tlsTransport{wire: w, conn: h.conn, state: &state}, nil
+		return &tlsTransport{wire: w, conn: h.conn, state: state}, nil
 	}
 	cfg := tls13.Config{Suite: state.CipherSuite, Client: h.client, Secrets: f.secrets, Sent: f.sent}
 	if h.tickets {
@@ -189,7 +189,7 @@ func (h *handshake) transport() (transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("go on with our own records: %w", err)
 	}
-	return &recordTransport{session: session, state: &state, early: f.in}, nil
+	return &recordTransport{session: session, state: state, early: f.in}, nil
 }
 
 // ticketTaker returns a function that has conn, on w, read a record with tickets, for its session cache. What it has
