@@ -154,7 +154,7 @@ func appendText(b []byte, s string) []byte {
 
 const (
 	// indexedMax is the longest field, name and value together, that may enter the dynamic table.
-	indexedMax = 1024
+	indexedMax = 512
 	// entriesMax is how many fields are in a table at most: each counts fieldOverhead bytes and more.
 	entriesMax = hpackTableSize / fieldOverhead
 	// tableBytes holds the bytes of all of them. What is left at its end when a field does not fit there, less than
@@ -162,7 +162,7 @@ const (
 	tableBytes = hpackTableSize + indexedMax
 	// seenSets times seenWays fields are remembered, to find them and to tell which ones come again; and as many names
 	// as nameSets.
-	seenSets, seenWays = 32, 4
+	seenSets, seenWays = 64, 4
 	nameSets           = 32
 )
 
@@ -198,13 +198,18 @@ func (t *sendTable) find(name, value string) *seenField {
 		if s.hash != h || t.holds(s) && !t.is(s.entry, name, value) {
 			continue
 		}
-		if i > 0 { // what comes often moves to the front, where the new ones do not push it out
+		if i > 0 { // what comes often moves to the front, where new ones do not push it on
 			set[i-1], set[i] = set[i], set[i-1]
 			return &set[i-1]
 		}
 		return s
 	}
-	set[seenWays-1] = seenField{hash: h}
+	s := &set[0]
+	if s.hash != 0 {
+		copy(set[2:], set[1:])
+		s = &set[1]
+	}
+	*s = seenField{hash: h}
 	return nil
 }
 

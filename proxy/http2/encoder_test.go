@@ -168,6 +168,20 @@ func TestOnlyRepeatsEnter(t *testing.T) {
 	}
 }
 
+// TestManyRepeats: fields that share a set of the cache do not keep one another out of the table.
+func TestManyRepeats(t *testing.T) {
+	b := newBothTables(t)
+	var nv []string
+	for i := range 40 {
+		nv = append(nv, fmt.Sprintf("x-field-%d", i), fmt.Sprint("value of ", i))
+	}
+	b.send(nv...)
+	b.send(nv...)
+	if got := b.send(nv...); len(got) != 40 {
+		t.Errorf("40 fields take %d bytes", len(got))
+	}
+}
+
 // TestSampledAlike: fields that differ where hashField does not look are told apart.
 func TestSampledAlike(t *testing.T) {
 	values := make([]string, 3)
