@@ -314,7 +314,7 @@ func (c *Conn) receive(p []byte) (n int, more bool, err error) {
 	case n == 0:
 		return 0, false, io.EOF
 	default:
-		return n, n == len(p) || c.flags&drain != 0, nil
+		return n, n == len(p) || c.flags&drain != 0 || c.loop.cfg.Accelerated, nil
 	}
 }
 

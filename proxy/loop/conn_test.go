@@ -198,13 +198,22 @@ func TestWriteAfterReset(t *testing.T) {
 }
 
 func TestUrgentDataDoesNotStopReading(t *testing.T) {
-	l := start(t, Config{})
+	for _, tt := range []struct {
+		accelerated bool
+		want        string
+	}{{false, "abcd"}, {true, "ab!cd"}} {
+		t.Run(tt.want, func(t *testing.T) { urgentData(t, Config{Accelerated: tt.accelerated}, tt.want) })
+	}
+}
+
+func urgentData(t *testing.T, cfg Config, want string) {
+	l := start(t, cfg)
 	conns, done := make(chan *Conn, 1), make(chan struct{})
 	var got []byte
 	addr := listen(t, l, func(c *Conn) Handler {
 		conns <- c
 		return &probe{data: func(_ *Conn, p []byte) int {
-			if got = append(got, p...); len(got) == 4 {
+			if got = append(got, p...); len(got) == len(want) {
 				close(done)
 			}
 			return len(p)
@@ -229,8 +238,8 @@ func TestUrgentDataDoesNotStopReading(t *testing.T) {
 		})
 	})
 	await(t, "all data", done)
-	if string(got) != "abcd" {
-		t.Errorf("got %q, want %q", got, "abcd")
+	if string(got) != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

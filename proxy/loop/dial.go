@@ -86,6 +86,9 @@ func (d *Dialing) start(o DialOptions) error {
 		return fmt.Errorf("open socket: %w", err)
 	}
 	err = o.apply(fd)
+	if err == nil && d.loop.cfg.Accelerated {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	}
 	if err == nil {
 		if err = unix.Connect(fd, to); errors.Is(err, unix.EINPROGRESS) {
 			err = nil

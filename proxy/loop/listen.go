@@ -37,6 +37,9 @@ func (l *Loop) Listen(fd int, accept func(c *Conn)) (*Listener, error) {
 	}
 	// Accepted sockets inherit this. It fails for sockets that are not TCP, which have no such delay.
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	if l.cfg.Accelerated {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // Inherited, too.
+	}
 	ln := &Listener{loop: l, fd: fd, accept: accept}
 	ln.retry.Init(l, ln.resume)
 	if err := l.attach(fd, ln, unix.EPOLLIN); err != nil {

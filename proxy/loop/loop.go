@@ -80,6 +80,10 @@ type Config struct {
 	// StdlibTLS leaves TLS 1.3 to crypto/tls after the handshake too, as is always done with earlier versions and in
 	// FIPS 140 mode. By default our own record layer goes on, which is faster and holds less memory.
 	StdlibTLS bool
+	// Accelerated says that bytes may come to a socket on two ways, of which TCP is one (redirect/accelerate). What has
+	// come on the other is read alone: a short read does not say that nothing is left, and reading goes on until the
+	// kernel says so. Urgent data is read in its place then, as on the other way (RFC 6093 section 6), and else skipped.
+	Accelerated bool
 }
 
 func (c Config) withDefaults() Config {
