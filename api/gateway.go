@@ -97,6 +97,10 @@ func (c *check) serverTLS(p, protocol string, t *networking.ServerTLSSettings) {
 		if sources > 0 {
 			c.fault(tp, "mode %s does not decrypt and needs no certificate; remove it, or write SIMPLE", t.Mode)
 		}
+		if t.Mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH {
+			c.warn(in(tp, "mode"), "AUTO_PASSTHROUGH joins networks, of which a mesh has one so far: the port stays closed; "+
+				"write PASSTHROUGH with a VirtualService, or remove the server")
+		}
 	case networking.ServerTLSSettings_ISTIO_MUTUAL:
 		if sources > 0 || t.CaCertificates != "" {
 			c.fault(tp, "mode ISTIO_MUTUAL uses the mesh's own certificates; remove the others, or write MUTUAL")
