@@ -173,6 +173,9 @@ func (s *stage) run(ctx context.Context, sc *scenario, rounds int) ([]*result, e
 			job.Rate = math.Round(v.share * slowest)
 		}
 		job.Warm, job.For = warm, s.cfg.window
+		if job.Kind == load.Hold {
+			job.For = max(job.For, 2*settleTime)
+		}
 		r := newResult(sc, &v, &job)
 		out = append(out, r)
 		for range rounds {
