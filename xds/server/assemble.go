@@ -37,15 +37,16 @@ func (st *stream) assemble() []*answer {
 	return answers
 }
 
-// compare finds what the client has to be told, type by type.
+// compare finds what the client has to be told, type by type in the order of making.
 func (st *stream) compare(source Source, marked map[string]*marks) []part {
 	var parts []part
-	for typeURL, sub := range st.types {
-		m := marked[typeURL]
+	for _, typeURL := range slices.SortedFunc(maps.Keys(st.types), st.server.compareTypes) {
+		sub, m := st.types[typeURL], marked[typeURL]
 		if m == nil && len(sub.due) == 0 && !sub.all {
 			continue
 		}
 		adds, removed, greet := st.examine(source, sub, m)
+		st.again(typeURL, adds)
 		if st.sotw {
 			parts = append(parts, st.world(source, sub, adds, removed, greet)...)
 			continue
@@ -58,6 +59,19 @@ func (st *stream) compare(source Source, marked map[string]*marks) []part {
 		}
 	}
 	return parts
+}
+
+// again makes due what the client waits for after resources of a type have changed (see Config.Again).
+func (st *stream) again(typeURL string, changed []Resource) {
+	sub := st.types[st.server.config.Again[typeURL]]
+	if sub == nil {
+		return
+	}
+	for _, r := range changed {
+		if _, named := sub.named[r.Name]; named {
+			sub.due[r.Name] = true
+		}
+	}
 }
 
 // examine looks at everything of a type that may have changed for the client, and returns what it has to be told.
@@ -194,12 +208,17 @@ func (s *Server) order(parts []part) {
 			}
 			return 1
 		}
-		way := cmp.Or(cmp.Compare(s.rankOf(a.typeURL), s.rankOf(b.typeURL)), cmp.Compare(a.typeURL, b.typeURL))
+		way := s.compareTypes(a.typeURL, b.typeURL)
 		if a.breaks {
 			way = -way
 		}
 		return way
 	})
+}
+
+// compareTypes puts type URLs into the order of making.
+func (s *Server) compareTypes(a, b string) int {
+	return cmp.Or(cmp.Compare(s.rankOf(a), s.rankOf(b)), cmp.Compare(a, b))
 }
 
 // rankOf is the place of a type in the order of making.

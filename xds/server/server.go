@@ -94,6 +94,12 @@ type Config struct {
 	// changed or not. Nil means Envoy's listeners and clusters, as the protocol wants.
 	Whole []string
 
+	// Again maps a type URL to that of what a client waits for after a resource of the first has changed: what bears the
+	// same name goes again behind it, changed or not, if the client subscribes to it. A client that holds the answer to
+	// a subscription does not ask anew. Nil means Envoy's endpoints behind their clusters ("Resource warming" in the
+	// protocol). Envoy needs no routes behind their listeners: a new version of a listener shares those of the old one.
+	Again map[string]string
+
 	// StreamsMax bounds the open streams. 0 means 20,000.
 	StreamsMax int
 	// SubscriptionsMax bounds the names that one stream subscribes to, over all types. 0 means 100,000.
@@ -165,6 +171,9 @@ func New(config Config) *Server {
 	}
 	if config.Whole == nil {
 		config.Whole = []string{typeListener, typeCluster}
+	}
+	if config.Again == nil {
+		config.Again = map[string]string{typeCluster: typeEndpoint}
 	}
 	s := &Server{
 		config:   config,

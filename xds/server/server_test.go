@@ -255,7 +255,7 @@ func TestMakeBeforeBreak(t *testing.T) {
 			s.expect("CDS new=1 old=1", "EDS new=1", "SDS new=1", "LDS new=1 old=1", "RDS new=1", "A new=1",
 				"LDS new=1", "CDS new=1")
 			w.change("CDS new=2", "RDS new=2")
-			s.expect("CDS new=2", "RDS new=2")
+			s.expect("CDS new=2", "EDS new=1", "RDS new=2")
 			w.change("CDS new=", "RDS new=3")
 			s.expect("RDS new=3", "CDS")
 		})
@@ -270,6 +270,60 @@ func TestMakeBeforeBreak(t *testing.T) {
 			}
 			w.change("A old=2", "B old=", "B new=1", "C old=")
 			d.expect("B new=1", "A old=2", "B -old", "C -old")
+		})
+	})
+}
+
+// TestAgain covers clusters that change while their endpoints do not: a client waits for these behind the cluster, and
+// does not ask for names anew that it subscribes to.
+func TestAgain(t *testing.T) {
+	before := []string{"CDS a=1", "CDS b=1", "EDS a=1", "EDS b=1", "EDS c=1", "LDS a=1", "RDS a=1"}
+	t.Run("incremental", func(t *testing.T) {
+		inBubble(t, Config{}, newPicture(before...), func(t *testing.T, w *world) {
+			d := w.delta()
+			d.ask("CDS")
+			d.expect("CDS a=1 b=1")
+			w.change("CDS a=2") // nobody has asked for endpoints yet
+			d.expect("CDS a=2")
+			d.ask("EDS", "+a", "+c", "+x")
+			d.expect("EDS a=1 c=1 -x")
+			w.change("CDS a=3", "CDS b=2", "CDS x=1")
+			d.expect("CDS a=3 b=2 x=1", "EDS a=1 -x")
+			w.change("CDS a=4", "EDS a=2", "EDS c=2")
+			d.expect("CDS a=4", "EDS a=2 c=2")
+			w.change("CDS a=", "EDS c=3")
+			d.expect("EDS c=3", "CDS -a")
+			w.change("CDS a=4") // it came back before the client gave its endpoints up
+			d.expect("CDS a=4", "EDS a=2")
+			d.ask("EDS", "-a")
+			d.expect()
+			w.change("CDS a=5", "EDS c=4")
+			d.expect("CDS a=5", "EDS c=4")
+		})
+	})
+	t.Run("state of the world", func(t *testing.T) {
+		inBubble(t, Config{}, newPicture(before...), func(t *testing.T, w *world) {
+			s := w.sotw()
+			s.ask("CDS")
+			s.expect("CDS a=1 b=1")
+			s.ask("EDS", "a", "b")
+			s.expect("EDS a=1 b=1")
+			w.change("CDS a=2")
+			s.expect("CDS a=2 b=1", "EDS a=1")
+			w.change("EDS b=2")
+			s.expect("EDS b=2")
+		})
+	})
+	t.Run("of the config", func(t *testing.T) {
+		config := Config{Order: []string{typeC, typeA}, Again: map[string]string{typeC: typeA}}
+		inBubble(t, config, newPicture("A a=1", "C a=1", "CDS a=1", "EDS a=1"), func(t *testing.T, w *world) {
+			d := w.delta()
+			for _, typ := range []string{"C", "A", "CDS", "EDS"} {
+				d.ask(typ, "+a")
+				d.expect(typ + " a=1")
+			}
+			w.change("C a=2", "CDS a=2")
+			d.expect("C a=2", "A a=1", "CDS a=2")
 		})
 	})
 }
