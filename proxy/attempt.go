@@ -197,7 +197,6 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 	if a.done {
 		return
 	}
-	a.up = nil
 	if !a.headed {
 		a.report(0, true)
 	}
@@ -289,9 +288,11 @@ func (a *attempt) abandon(why stream.Abort) {
 		a.pool.forget(a)
 	}
 	up := a.up
+	a.up = nil
 	a.close()
 	if up != nil {
 		up.Reset(why)
+		up.Release()
 	}
 }
 
@@ -307,6 +308,9 @@ func (a *attempt) close() {
 		a.w.mirrors--
 	}
 	a.perTry.Stop()
+	if a.up != nil {
+		a.up.Release()
+	}
 	a.sending = sending{done: true}
 	a.w.attempts.give(a.w.loop.Now(), a)
 }

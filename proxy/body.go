@@ -13,6 +13,11 @@ const (
 	// parkBytes is how much of a body may arrive before the upstream is there; reading is paused meanwhile, so
 	// that it is only what one read had brought already.
 	parkBytes = 512 << 10
+	// bodyBytes is how much is taken for a body at first, and bodiesMax how many are kept for reuse, 2 MiB of short
+	// ones: as many as there are usually requests under way. Long ones are not kept beyond longBodiesMax of all.
+	bodyBytes     = 2 << 10
+	bodiesMax     = 512
+	longBodiesMax = 32
 )
 
 // hold keeps the body from arriving while there is nobody to send it to.

@@ -124,6 +124,7 @@ func (x *exchange) release() {
 	clear(x.tried)
 	x.tried = x.tried[:0]
 	d := x.d
+	x.down.Release()
 	x.gen++
 	x.progress = progress{over: true}
 	x.w.exchanges.give(x.w.loop.Now(), x)

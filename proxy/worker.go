@@ -133,12 +133,16 @@ func (w *worker) takeBody(have []byte) []byte {
 		w.bodies = w.bodies[:n-1]
 		return b[:0]
 	}
-	return make([]byte, 0, 4<<10)
+	return make([]byte, 0, bodyBytes)
 }
 
 // giveBody takes the memory back.
 func (w *worker) giveBody(b []byte) {
-	if b != nil && cap(b) <= retryBytes && len(w.bodies) < 64 {
+	limit := bodiesMax
+	if cap(b) > 2*bodyBytes {
+		limit = longBodiesMax
+	}
+	if b != nil && cap(b) <= retryBytes && len(w.bodies) < limit {
 		w.bodies = append(w.bodies, b)
 	}
 }

@@ -308,6 +308,9 @@ func (c *ClientConn) sending(s outState) bool {
 // SendInterim does nothing: a request has no interim heads.
 func (c *ClientConn) SendInterim(*stream.Head) {}
 
+// Release does nothing: the connection is the Sender of all its exchanges.
+func (c *ClientConn) Release() {}
+
 // SendHead writes the request's head. A request to upgrade and CONNECT have no content: what follows the head
 // belongs to the tunnel.
 func (c *ClientConn) SendHead(h *stream.Head, end bool) {

@@ -413,6 +413,9 @@ func (c *ServerConn) sending(s outState) bool {
 	return c.recv != nil && c.state != serverClosed && c.outAt == s
 }
 
+// Release does nothing: the connection is the Sender of all its exchanges.
+func (c *ServerConn) Release() {}
+
 // SendInterim writes a 1xx response other than 101. An HTTP/1.0 client is sent none (RFC 9110 section 15.2).
 func (c *ServerConn) SendInterim(h *stream.Head) {
 	if !c.sending(outHead) || c.http10 {

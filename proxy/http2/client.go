@@ -80,7 +80,8 @@ func (c *ClientConn) Open(r stream.Receiver) (stream.Sender, bool) {
 	if c.Available() == 0 {
 		return nil, false
 	}
-	x := &exchange{c: &c.core, recv: r, left: -1}
+	x := c.cfg.Memory.takeExchange()
+	x.c, x.recv, x.left = &c.core, r, -1
 	c.opening = append(c.opening, x)
 	return x, true
 }

@@ -135,8 +135,10 @@ func (c *core) OnClose(err error) {
 
 // OnDrain goes on writing after Conn was Full.
 func (c *core) OnDrain() {
+	c.cfg.Memory.enter()
 	c.queued, c.queuedSize = 0, 0
 	c.flush()
+	c.cfg.Memory.leave()
 }
 
 // Err says why the connection ended or drains; nil while it is usable and after a graceful end.
@@ -173,6 +175,8 @@ func (c *core) now() time.Duration { return c.cfg.Now().Sub(c.start) }
 
 // frames obeys the whole frames in p and returns their length.
 func (c *core) frames(p []byte) int {
+	c.cfg.Memory.enter()
+	defer c.cfg.Memory.leave()
 	done := 0
 	for !c.dead && len(p)-done >= frameHeaderLen {
 		h := parseFrameHeader(p[done:])

@@ -227,6 +227,8 @@ func (c *core) flush() {
 		x.flags &^= inRing
 		if x.flags&closed == 0 && x.sendWindow > 0 {
 			x.takeTurn()
+		} else {
+			x.recycle()
 		}
 	}
 	c.flushing = false

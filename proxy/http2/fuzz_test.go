@@ -2,6 +2,7 @@ package http2
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,6 +97,18 @@ func (c *core) invariants(t *testing.T) {
 	if c.dead && len(c.streams) > 0 {
 		t.Errorf("dead with %d streams", len(c.streams))
 	}
+	spare := make(map[*exchange]bool)
+	for _, x := range slices.Concat(c.cfg.Memory.exchanges, c.cfg.Memory.resting) {
+		if spare[x] || x.flags&(closed|deaf|inRing) != closed|deaf || c.streams[x.id] == x || x.pending.n+x.kept.n > 0 {
+			t.Errorf("kept for reuse: %+v", x)
+		}
+		spare[x] = true
+	}
+	for x := c.first; x != nil; x = x.next {
+		if spare[x] {
+			t.Errorf("in the ring and kept for reuse: %+v", x)
+		}
+	}
 }
 
 // play feeds p in pieces, of a size that mode decides, as the loop would.
@@ -119,7 +132,9 @@ func FuzzServer(f *testing.F) {
 		b := newBed(t, Config{MaxStreams: 5, HeadBytesMax: 1000, StreamWindow: 20_000, ConnWindow: 70_000, SendBuffer: 1000, ExtendedConnect: true})
 		body := pattern(3000)
 		b.on = func(r *recorder, event string) {
+			defer r.release()
 			switch {
+			case r.release():
 			case mode&1 != 0 && strings.HasPrefix(event, "head"):
 				r.s.Pause()
 			case mode&2 != 0 && strings.HasPrefix(event, "data"):
@@ -138,6 +153,7 @@ func FuzzServer(f *testing.F) {
 			b.time = b.time.Add(100 * time.Millisecond)
 			for _, r := range b.reqs {
 				r.s.Resume()
+				r.release()
 			}
 			b.s.invariants(t)
 			b.s.Tick()
@@ -173,15 +189,17 @@ func FuzzClient(f *testing.F) {
 				r.s.Pause()
 			}
 			r.on = func(r *recorder, _ string) {
-				if mode&4 != 0 {
+				if mode&4 != 0 && !r.release() {
 					r.s.Reset(stream.AbortLocal)
 				}
+				r.release()
 			}
 		}
 		play(mode, in, d.c.OnData, func() {
 			d.c.invariants(t)
 			for _, r := range rs {
 				r.s.Resume()
+				r.release()
 			}
 			d.c.invariants(t)
 		})

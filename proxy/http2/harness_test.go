@@ -172,6 +172,21 @@ func (r *recorder) OnDrain() {
 	r.note("drain")
 }
 
+// release releases the Sender if nothing is to come any more, and reports whether it has.
+func (r *recorder) release() bool {
+	x, ok := r.s.(*exchange)
+	if ok && x.flags&deaf != 0 {
+		r.s = gone{}
+		x.Release()
+	}
+	return !ok || x.flags&deaf != 0
+}
+
+// gone stands in for a Sender that may not be called any more.
+type gone struct{ stream.Sender }
+
+func (gone) Resume() {}
+
 func endMark(end bool) string {
 	if end {
 		return " end"

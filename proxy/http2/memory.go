@@ -10,6 +10,8 @@ const (
 	spareChunksMax = 256
 	// spareHeadsMax heads are kept.
 	spareHeadsMax = 16
+	// spareExchangesMax exchanges are kept.
+	spareExchangesMax = 1024
 	// blockKeptMax is the largest header block buffer that is kept, in bytes.
 	blockKeptMax = 64 << 10
 )
@@ -23,7 +25,44 @@ type Memory struct {
 	heads  []*stream.Head
 	block  []byte
 	reader headReader
+
+	// exchanges are ready for reuse; those that rest are once depth is 0. Until then a method of theirs may be at work
+	// further up the stack: depth counts the calls that may lead to a Receiver and go on afterwards.
+	exchanges, resting []*exchange
+	depth              int
 }
+
+// enter begins a call that may lead to a Receiver; leave ends it.
+func (m *Memory) enter() { m.depth++ }
+
+func (m *Memory) leave() {
+	if m.depth--; m.depth > 0 {
+		return
+	}
+	for i, x := range m.resting {
+		m.resting[i] = nil
+		*x = exchange{flags: closed | deaf}
+		if len(m.exchanges) < spareExchangesMax {
+			m.exchanges = append(m.exchanges, x)
+		}
+	}
+	m.resting = m.resting[:0]
+}
+
+// takeExchange returns an empty exchange; giveExchange takes it back.
+func (m *Memory) takeExchange() *exchange {
+	n := len(m.exchanges)
+	if n == 0 {
+		return new(exchange)
+	}
+	x := m.exchanges[n-1]
+	m.exchanges[n-1] = nil
+	m.exchanges = m.exchanges[:n-1]
+	x.flags = 0
+	return x
+}
+
+func (m *Memory) giveExchange(x *exchange) { m.resting = append(m.resting, x) }
 
 // takeHead returns an empty head; giveHead takes it back.
 func (m *Memory) takeHead() *stream.Head {

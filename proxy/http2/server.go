@@ -148,10 +148,9 @@ func (s *ServerConn) headers(id uint32, flags frameFlags, block []byte) *Error {
 
 // open begins an exchange.
 func (s *ServerConn) open(id uint32, r *headReader, h *stream.Head, end bool) {
-	x := &exchange{
-		c: &s.core, id: id, flags: gotHead, left: h.ContentLength, opened: s.now(),
-		window: s.recvInitial, sendWindow: int64(s.peer.initialWindow),
-	}
+	x := s.cfg.Memory.takeExchange()
+	x.c, x.id, x.flags, x.left, x.opened = &s.core, id, gotHead, h.ContentLength, s.now()
+	x.window, x.sendWindow = s.recvInitial, int64(s.peer.initialWindow)
 	if r.method.s == "CONNECT" || h.Upgrade {
 		x.flags |= isTunnel
 	}

@@ -6,7 +6,7 @@ import (
 	"github.com/lateen-mesh/lateen/proxy/stream"
 )
 
-type exchangeFlags uint16
+type exchangeFlags uint32
 
 const (
 	sentHead exchangeFlags = 1 << iota
@@ -32,6 +32,8 @@ const (
 	isUpgrade
 	// isHead: the request's method is HEAD, so that the response has no body.
 	isHead
+	// released: the Sender is called no more.
+	released
 	// isShort: the request's declared body fits into the window that the client began with, so that it comes in any case.
 	isShort
 )
@@ -200,6 +202,7 @@ func (x *exchange) Resume() {
 		return
 	}
 	c := x.c
+	c.cfg.Memory.enter()
 	x.flags |= resuming
 	for x.kept.n > 0 && x.flags&(paused|deaf) == 0 {
 		k := x.kept.pop()
@@ -222,6 +225,7 @@ func (x *exchange) Resume() {
 	x.flags &^= resuming
 	x.credit()
 	c.credit()
+	c.cfg.Memory.leave()
 }
 
 // onTrailers takes trailers that were decoded into h, which is lent.
@@ -336,6 +340,20 @@ func (x *exchange) remove() {
 	m.giveHead(x.held)
 	x.trailers, x.held = nil, nil
 	c.role.ended(x)
+	x.recycle()
+}
+
+func (x *exchange) Release() {
+	x.flags |= released
+	x.recycle()
+}
+
+// recycle gives x to those to come once nobody has it any more.
+func (x *exchange) recycle() {
+	if x.flags&(closed|released|inRing) == closed|released {
+		x.flags = x.flags&^released | deaf
+		x.c.cfg.Memory.giveExchange(x)
+	}
 }
 
 // forget drops what is kept for the Receiver.

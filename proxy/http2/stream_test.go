@@ -39,6 +39,41 @@ func TestServerResponse(t *testing.T) {
 	}
 }
 
+// TestReleased: an exchange serves again when it has left the connection, its ring and the stack, and not before.
+func TestReleased(t *testing.T) {
+	b := newBed(t, Config{})
+	spare := func() int { return len(b.s.cfg.Memory.exchanges) }
+	inside := -1
+	b.on = func(r *recorder, _ string) {
+		r.s.SendHead(response(200), true)
+		r.s.Release()
+		inside = spare()
+	}
+	b.feed(rawHeaders(1, true, get...))
+	if inside != 0 || spare() != 1 {
+		t.Errorf("%d to reuse while it was at work, %d afterwards", inside, spare())
+	}
+	b.on = nil
+	b.feed(rawHeaders(3, true, get...))
+	r := b.reqs[1]
+	if r.s != b.reqs[0].s || spare() != 0 {
+		t.Error("it is not used again")
+	}
+	r.s.SendHead(response(200), false)
+	r.s.SendData(pattern(initialWindow+1), true)
+	r.s.Release()
+	b.feed(rawHeaders(5, true, get...)) // while a byte of the answer waits for the window
+	if b.reqs[2].s == r.s {
+		t.Fatal("it is used again before its stream has ended")
+	}
+	b.feed(rawWindow(0, 10), rawWindow(3, 10))
+	b.feed(rawHeaders(7, true, get...))
+	if b.reqs[3].s != r.s {
+		t.Error("it is not used again after its stream has ended")
+	}
+	b.s.invariants(t)
+}
+
 // TestTrailersOnly: gRPC's short form of an error is one HEADERS frame with END_STREAM.
 func TestTrailersOnly(t *testing.T) {
 	b := newBed(t, Config{})

@@ -79,6 +79,10 @@ type Sender interface {
 	Pause()
 	// Resume undoes Pause.
 	Resume()
+	// Release says that nothing of the Sender will be called any more, so that it may serve another exchange once what is
+	// under way here is over. Nothing is ended by it: an exchange whose message is not complete is Reset before. A Sender
+	// that is not released is left to the garbage collector.
+	Release()
 }
 
 // Server is asked for a Receiver by a server connection when a request begins.
