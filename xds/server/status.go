@@ -41,7 +41,7 @@ type TypeStatus struct {
 // progress is a TypeStatus in the making.
 type progress struct {
 	TypeStatus
-	due      bool   // a request waits for an assembly
+	due      bool   // a request waits for its application, or for an assembly
 	queued   int    // answers assembled and not yet sent
 	last     uint64 // the nonce of the last answer
 	answered uint64 // the highest nonce that the client accepted or refused
@@ -127,6 +127,7 @@ func (st *stream) judge(r *request) (stale, refused bool) {
 		p = &progress{TypeStatus: TypeStatus{TypeURL: r.typeURL}}
 		st.progress[r.typeURL] = p
 	}
+	p.due = true // until reckon knows better: what it accepts and what it asks for become known at once
 	if r.nonce == "" || p.last == 0 {
 		return false, false
 	}
@@ -162,6 +163,7 @@ func (st *stream) reckon(sub *subscription) {
 func (st *stream) queued(answers []*answer) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	st.assembling = false
 	for _, p := range st.progress {
 		p.due = false
 	}
@@ -195,7 +197,7 @@ func (st *stream) status() ClientStatus {
 	c := ClientStatus{Client: *st.client, Scope: st.scope, Incremental: !st.sotw, Since: st.began}
 	for typeURL, p := range st.progress {
 		t := p.TypeStatus
-		t.Synced = !p.due && p.queued == 0 && st.marked[typeURL] == nil && p.answered == p.last && !p.refused
+		t.Synced = !st.assembling && !p.due && p.queued == 0 && st.marked[typeURL] == nil && p.answered == p.last && !p.refused
 		c.Types = append(c.Types, t)
 	}
 	slices.SortFunc(c.Types, func(a, b TypeStatus) int { return cmp.Compare(a.TypeURL, b.TypeURL) })

@@ -66,6 +66,38 @@ func TestNackKeepsTheLastGoodState(t *testing.T) {
 	})
 }
 
+// peeking is a picture that looks at the server while it is asked.
+type peeking struct {
+	*picture
+	peek func()
+}
+
+func (p peeking) Resource(k Key) (Resource, bool) {
+	p.peek()
+	return p.picture.Resource(k)
+}
+
+// TestNotSyncedWhileAssembling holds that nobody counts as synced between the change and the response that tells of it.
+func TestNotSyncedWhileAssembling(t *testing.T) {
+	inBubble(t, Config{}, newPicture("A a=1"), func(t *testing.T, w *world) {
+		d := w.delta()
+		d.ask("A", "+a")
+		d.expect("A a=1")
+		next, changed := w.picture.with("A a=2")
+		looks := 0
+		w.Push(peeking{next, func() {
+			looks++
+			if w.Clients()[0].Types[0].Synced {
+				t.Error("synced while the response is being made")
+			}
+		}}, listed(changed...))
+		d.expect("A a=2")
+		if synctest.Wait(); looks == 0 || !w.Clients()[0].Types[0].Synced {
+			t.Errorf("looked %d times; in the end: %+v", looks, w.Clients()[0].Types)
+		}
+	})
+}
+
 func TestStreamsWaitForTheFirstPicture(t *testing.T) {
 	inBubble(t, Config{}, nil, func(t *testing.T, w *world) {
 		d := w.delta()

@@ -33,9 +33,10 @@ type stream struct {
 	wake chan struct{} // holds one token while there are new marks
 	quit chan struct{} // closed by Drain; not shared, since every stream waits on it all the time
 
-	mu       sync.Mutex
-	marked   map[string]*marks
-	progress map[string]*progress
+	mu         sync.Mutex
+	marked     map[string]*marks
+	assembling bool // the marks are taken, and what follows from them is not queued yet
+	progress   map[string]*progress
 }
 
 // marks is what has changed for a stream since it last looked.
@@ -71,12 +72,12 @@ func (st *stream) mark(typeURL, name string) {
 	}
 }
 
-// takeMarks returns the marks and forgets them.
+// takeMarks returns the marks and forgets them. What becomes of them is told to queued.
 func (st *stream) takeMarks() map[string]*marks {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	taken := st.marked
-	st.marked = map[string]*marks{}
+	st.marked, st.assembling = map[string]*marks{}, true
 	return taken
 }
 

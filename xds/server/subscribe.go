@@ -61,17 +61,14 @@ func (st *stream) take(r *request) error {
 		sub = &subscription{typeURL: r.typeURL, named: map[string]told{}, due: agenda{}}
 		st.types[r.typeURL] = sub
 	}
+	defer st.reckon(sub)
 	if stale := st.acknowledge(r); stale {
 		return nil
 	}
-	var err error
 	if st.sotw {
-		err = st.replace(sub, r)
-	} else {
-		err = st.amend(sub, r, first)
+		return st.replace(sub, r)
 	}
-	st.reckon(sub)
-	return err
+	return st.amend(sub, r, first)
 }
 
 // amend applies an incremental request. A first request that names nothing subscribes to the wildcard.
