@@ -160,9 +160,14 @@ func (s *session) dropEarly() {
 	}
 }
 
-// OnData: the server speaks first, so this is no HTTP and no TLS of ours.
-func (e *early) OnData(*loop.Conn, []byte) int {
-	if e.s.early == e && !e.s.ended && (e.s.stage == stageBytes || e.s.stage == stageSniff) {
+// OnData: the server speaks first, so this is no HTTP and no TLS of ours. Where the client has begun what may become a
+// ClientHello, it waits.
+func (e *early) OnData(c *loop.Conn, _ []byte) int {
+	switch {
+	case e.s.early != e || e.s.ended:
+	case e.s.stage == stageBytes && e.s.unread > 0:
+		c.PauseRead()
+	case e.s.stage == stageBytes || e.s.stage == stageSniff:
 		e.s.relay()
 	}
 	return 0
@@ -262,6 +267,7 @@ func (r *relay) connected(c *loop.Conn, why telemetry.Reason, err error) {
 	r.down.SetHandler(relayDown{r})
 	r.up.SetHandler(relayUp{r})
 	r.down.ResumeRead()
+	r.up.ResumeRead()
 	if r.downEOF {
 		r.up.CloseWrite()
 	}

@@ -161,6 +161,69 @@ func TestPermissiveKinds(t *testing.T) {
 	c.expect("EHLO x\r\n")
 }
 
+// halting is a connection whose first Write stops after some bytes until it may go on.
+type halting struct {
+	net.Conn
+	first int
+	on    chan struct{}
+}
+
+func (h *halting) Write(p []byte) (int, error) {
+	n := h.first
+	if n == 0 {
+		return h.Conn.Write(p)
+	}
+	h.first = 0
+	if _, err := h.Conn.Write(p[:n]); err != nil {
+		return 0, err
+	}
+	<-h.on
+	m, err := h.Conn.Write(p[n:])
+	return n + m, err
+}
+
+// TestPermissiveAwaitsHello: a server that speaks while a ClientHello is half there is heard inside of the TLS, not in its place.
+func TestPermissiveAwaitsHello(t *testing.T) {
+	a := authority(t)
+	speak := make(chan struct{})
+	greets := tcpServer(t, func(c *net.TCPConn) {
+		<-speak
+		_, _ = io.WriteString(c, "220 ready\r\n")
+		_, _ = io.Copy(c, c)
+	})
+	r := sidecar(t, a, "server")
+	raw := dialRaw(t, r.inbound(greets, tlsMode(plan.TLSPermissive)))
+	var s *session
+	r.await("the server to be asked", func(w *worker) bool {
+		for s = range w.sessions {
+			return s.early != nil && s.early.c != nil
+		}
+		return false
+	})
+	slow := &halting{raw.TCPConn, 5, make(chan struct{})}
+	c := tls.Client(slow, meshClient(t, a, "client", alpnTCP))
+	shaken := make(chan error, 1)
+	go func() { shaken <- c.Handshake() }()
+	r.await("a piece of the ClientHello", func(*worker) bool { return s.unread > 0 })
+	r.onLoop(func(*worker) {
+		if e := s.early; e != nil {
+			e.OnData(e.c, []byte("220 ready\r\n"))
+		}
+		if s.stage != stageBytes {
+			t.Errorf("the client is in stage %d", s.stage)
+		}
+	})
+	close(speak)
+	close(slow.on)
+	if err := <-shaken; err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 11)
+	if _, err := io.ReadFull(c, p); err != nil || string(p) != "220 ready\r\n" {
+		t.Errorf("%q, %v", p, err)
+	}
+}
+
 // TestStrictKeepsServersQuiet: a client that has proved nothing hears no word of a server that speaks first.
 func TestStrictKeepsServersQuiet(t *testing.T) {
 	asked := make(chan struct{}, 1)

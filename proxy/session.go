@@ -23,6 +23,9 @@ const (
 	planWait = 5 * time.Second
 	// quietWait is how long a client may be silent on a port of unknown protocol before the server is asked too.
 	quietWait = 25 * time.Millisecond
+	// helloWait is the same where the client may be a proxy of the mesh that is about to shake hands: if the server was
+	// heard first, the greeting would go out in the place of the handshake. A ClientHello that is lost once comes within it.
+	helloWait = 300 * time.Millisecond
 	// lineWait is how long a first line may stay incomplete before it is taken for something else than HTTP.
 	lineWait = time.Second
 	// handshakeWait bounds a TLS handshake, as Istio's gateways do.
@@ -141,7 +144,7 @@ func (s *session) obey(l *table.Listener) {
 	case plan.TLSNone, plan.TLSPassthrough:
 		s.inside()
 	case plan.TLSPermissive:
-		s.timer.Reset(quietWait)
+		s.timer.Reset(helloWait)
 	default:
 		s.timer.Reset(handshakeWait) // a handshake begins with the client's first bytes, when they are TLS
 	}
