@@ -27,7 +27,7 @@ func (p *Proxy) open(run func(string, func(context.Context) error)) error {
 		for _, l := range []struct {
 			port   uint16
 			accept func(*worker, *loop.Conn)
-		}{{PortOutbound, (*worker).acceptOutbound}, {PortInbound, (*worker).acceptInbound}} {
+		}{{PortOutbound, (*worker).acceptOutbound}, {PortInbound, (*worker).acceptInbound}, {PortTunnel, (*worker).acceptTunnels}} {
 			if err := p.listen(netip.AddrPortFrom(netip.IPv6Unspecified(), l.port), l.accept, nil); err != nil {
 				return err
 			}
@@ -152,13 +152,22 @@ func (w *worker) acceptInbound(c *loop.Conn) {
 	if err != nil {
 		dst = c.LocalAddr()
 	}
-	switch dst.Port() {
-	case PortInbound, PortOutbound, PortAdmin, PortDNS:
-		c.Abort() // the proxy's own, which nobody reaches from outside; it would come back to us for ever
+	if ownPort(dst.Port()) {
+		c.Abort()
 		return
 	}
 	s := w.newSession(c, dst)
 	s.findListener(plan.ListenerInbound)
+}
+
+// ownPort reports whether a port is one of the proxy's own, which nobody reaches from outside; what goes there would
+// come back to us for ever.
+func ownPort(port uint16) bool {
+	switch port {
+	case PortInbound, PortOutbound, PortTunnel, PortAdmin, PortDNS:
+		return true
+	}
+	return false
 }
 
 // acceptGateway takes a connection from outside.

@@ -67,7 +67,7 @@ func (d *tcpDial) try() {
 		return
 	}
 	d.leave = nil
-	t.tcp = true
+	t.tcp, t.from = true, d.s.src
 	t.tell(d.s)
 	d.ep, d.addr = t.ep, t.addr
 	if !t.cluster.AcquireConnection() {
@@ -264,6 +264,7 @@ func (r *relay) connected(c *loop.Conn, why telemetry.Reason, err error) {
 		r.ep.Begin()
 	}
 	r.w.openRelay(r)
+	r.s.grant()
 	r.down.SetHandler(relayDown{r})
 	r.up.SetHandler(relayUp{r})
 	r.down.ResumeRead()

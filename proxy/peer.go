@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"encoding/base64"
+	"net/url"
 	"sort"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -17,6 +18,7 @@ type self struct {
 	metadata []byte // value of x-envoy-peer-metadata
 	id       []byte // value of x-envoy-peer-metadata-id
 	line     []byte // x-envoy-peer-metadata as a field line
+	baggage  []byte // what is said of it to those who are asked for tunnels
 }
 
 func newSelf(c *Config) self {
@@ -26,11 +28,30 @@ func newSelf(c *Config) self {
 		addr = c.Addresses[0].String()
 	}
 	s := self{
-		ref: peerOf(c.Workload, id).Ref(), identity: id, metadata: encodePeer(c.Workload),
+		ref: peerOf(c.Workload, id).Ref(), identity: id, metadata: encodePeer(c.Workload), baggage: encodeBaggage(c.Workload),
 		id: []byte("sidecar~" + addr + "~" + c.Name + "." + c.Namespace + "~" + c.Namespace + ".svc.cluster.local"),
 	}
 	s.line = append(append([]byte(peerField+": "), s.metadata...), "\r\n"...)
 	return s
+}
+
+// encodeBaggage describes a workload as W3C baggage, with the names of OpenTelemetry's semantic conventions (as
+// ztunnel does).
+func encodeBaggage(w plan.Workload) []byte {
+	var out []byte
+	for _, kv := range [][2]string{
+		{"k8s.cluster.name", w.Cluster}, {"k8s.namespace.name", w.Namespace}, {"k8s.deployment.name", w.Name},
+		{"service.name", w.CanonicalName}, {"service.version", w.CanonicalRevision},
+	} {
+		if kv[1] == "" {
+			continue
+		}
+		if len(out) > 0 {
+			out = append(out, ',')
+		}
+		out = append(append(append(out, kv[0]...), '='), url.PathEscape(kv[1])...)
+	}
+	return out
 }
 
 // encodePeer makes the value of x-envoy-peer-metadata: a base64 protobuf Struct with Istio's keys.

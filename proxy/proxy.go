@@ -36,6 +36,7 @@ const (
 	PortOutbound = 15001
 	PortInbound  = 15006
 	PortMetrics  = 15020
+	PortTunnel   = plan.PortHBONE
 	PortHealth   = 15021
 	PortDNS      = 15053
 )

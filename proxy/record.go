@@ -342,6 +342,9 @@ func (w *worker) recordRefusal(s *session, why telemetry.Reason, err error) {
 		name = s.listener.Plan.Name
 	}
 	w.p.logs.loops.Info("connection refused", "reason", why, "listener", name, "from", s.src, "to", s.dst, "cause", err, "hint", why.Hint())
+	if s.tunnel != nil {
+		s.tunnel.RefuseWith(tunnelStatus(why))
+	}
 	if s.listener == nil {
 		return
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/lateen-mesh/lateen/identity"
 	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/hbone"
 	"github.com/lateen-mesh/lateen/proxy/table"
 )
 
@@ -26,6 +27,8 @@ type tlsConfigs struct {
 
 	mu      sync.Mutex
 	mesh    *tls.Config
+	tunnel  *tls.Config            // of the port for tunnels
+	tunnels map[string]*tls.Config // of tunnels' clients, by the identities that the server must have one of
 	servers map[*plan.Chain]*tls.Config
 	clients map[clientKey]*tls.Config
 }
@@ -200,21 +203,59 @@ func (t *tlsConfigs) client(c *plan.Cluster, s *plan.Secret, alpn []string, buil
 	return cfg, nil
 }
 
+// tunnelServerTLS is how to end the TLS of those who open tunnels to us.
+func (p *Proxy) tunnelServerTLS() *tls.Config {
+	t := &p.tls
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.tunnel == nil {
+		t.tunnel = identity.ServerTLS(t.holder, identity.ServerConfig{ALPN: []string{hbone.ALPN}})
+		t.tunnel.MinVersion = tls.VersionTLS13
+	}
+	return t.tunnel
+}
+
+// tunnelClientTLS is how to reach a proxy that takes tunnels and has one of the identities, joined by commas. No
+// server name is sent.
+func (p *Proxy) tunnelClientTLS(identities string) *tls.Config {
+	t := &p.tls
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if cfg := t.tunnels[identities]; cfg != nil {
+		return cfg
+	}
+	var ids []string
+	if identities != "" {
+		ids = strings.Split(identities, ",")
+	}
+	cfg := identity.ClientTLS(t.holder, identity.ClientConfig{ALPN: []string{hbone.ALPN}, Accept: p.acceptable(ids)})
+	cfg.MinVersion = tls.VersionTLS13
+	if t.tunnels == nil || len(t.tunnels) >= cacheMax {
+		t.tunnels = map[string]*tls.Config{}
+	}
+	t.tunnels[identities] = cfg
+	return cfg
+}
+
+// acceptable tells who may answer: one of the SPIFFE IDs, or without any, anybody of the mesh.
+func (p *Proxy) acceptable(list []string) func(identity.ID) bool {
+	if len(list) == 0 {
+		return func(id identity.ID) bool { return id.TrustDomain == p.cfg.TrustDomain }
+	}
+	var ids []identity.ID
+	for _, text := range list {
+		if id, err := identity.ParseID(text); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	return identity.OneOf(ids...)
+}
+
 // meshClient is mutual TLS with the mesh's identities.
 func (p *Proxy) meshClient(t target, alpn []string) (*tls.Config, error) {
 	c := t.cluster.Plan()
 	return p.tls.client(c, nil, alpn, func() (*tls.Config, error) {
-		accept := func(id identity.ID) bool { return id.TrustDomain == p.cfg.TrustDomain }
-		if len(c.TLS.Identities) > 0 {
-			var ids []identity.ID
-			for _, text := range c.TLS.Identities {
-				if id, err := identity.ParseID(text); err == nil {
-					ids = append(ids, id)
-				}
-			}
-			accept = identity.OneOf(ids...)
-		}
-		return identity.ClientTLS(p.holder, identity.ClientConfig{ServerName: c.TLS.SNI, ALPN: alpn, Accept: accept}), nil
+		return identity.ClientTLS(p.holder, identity.ClientConfig{ServerName: c.TLS.SNI, ALPN: alpn, Accept: p.acceptable(c.TLS.Identities)}), nil
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/lateen-mesh/lateen/identity"
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/authz"
+	"github.com/lateen-mesh/lateen/proxy/hbone"
 	"github.com/lateen-mesh/lateen/proxy/hello"
 	"github.com/lateen-mesh/lateen/proxy/loop"
 	"github.com/lateen-mesh/lateen/proxy/table"
@@ -53,6 +54,8 @@ type session struct {
 	chain    *table.Chain
 	serial   uint64 // of the plan that listener and chain are from
 	started  time.Time
+
+	tunnel *hbone.Inbound // what carries the connection; nil: a socket
 
 	// What the peer proved by TLS.
 	secured    bool        // the connection is encrypted by us
@@ -133,17 +136,19 @@ func (s *session) outbound() bool {
 func (s *session) obey(l *table.Listener) {
 	s.listener = l
 	s.stage = stageBytes
-	if l.NeedsSNI() {
+	if l.NeedsSNI() && s.tunnel == nil {
 		s.timer.Reset(handshakeWait)
 		return // the chain is chosen when the ClientHello is there
 	}
 	if !s.choose(nil) {
 		return
 	}
-	switch mode := s.chain.Plan.TLS.Mode; mode {
-	case plan.TLSNone, plan.TLSPassthrough:
+	switch mode := s.chain.Plan.TLS.Mode; {
+	case mode == plan.TLSNone, mode == plan.TLSPassthrough, s.tunnel != nil && s.secureEnough(&s.chain.Plan.TLS):
 		s.inside()
-	case plan.TLSPermissive:
+	case s.tunnel != nil:
+		s.refuse(telemetry.TLSFailure, fmt.Errorf("chain %q wants %s inside of the tunnel, which is not supported", s.chain.Plan.Name, mode))
+	case mode == plan.TLSPermissive:
 		s.timer.Reset(helloWait)
 	default:
 		s.timer.Reset(handshakeWait) // a handshake begins with the client's first bytes, when they are TLS
@@ -332,6 +337,7 @@ func (s *session) inside() {
 		s.relay()
 		return
 	}
+	s.grant() // what it is, and whether it is permitted, its first bytes show
 	s.stage, s.unread = stageSniff, 0
 	if !p.Protocol.IsHTTP() && !s.insideHTTP {
 		s.timer.Reset(quietWait) // it may be for the server to speak first
@@ -355,6 +361,13 @@ func (s *session) onInside(p []byte) {
 		s.serveHTTP(guessHTTP1) // whose parser refuses it properly
 	default:
 		s.relay()
+	}
+}
+
+// grant tells the peer that asked for a tunnel that it has it.
+func (s *session) grant() {
+	if s.tunnel != nil {
+		s.tunnel.Grant()
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/balance"
+	"github.com/lateen-mesh/lateen/proxy/hbone"
 	"github.com/lateen-mesh/lateen/proxy/loop"
 	"github.com/lateen-mesh/lateen/proxy/stream"
 	"github.com/lateen-mesh/lateen/telemetry"
@@ -26,8 +27,9 @@ type target struct {
 	http2   bool // what to speak there, where the cluster leaves it open
 	tcp     bool // bytes, not HTTP
 	source  netip.Addr
-	client  *session // for whom; nil unless the endpoint is to be told by the PROXY protocol
-	sni     string   // the server's name where the plan leaves it to the request; empty: the plan's
+	from    netip.AddrPort // the client's address, for peers that are told by a tunnel's head; invalid: unknown
+	client  *session       // for whom; nil unless the endpoint is to be told by the PROXY protocol
+	sni     string         // the server's name where the plan leaves it to the request; empty: the plan's
 	// unresolved: the cluster is known by host names that have not been looked up; there is no address yet.
 	unresolved bool
 }
@@ -41,6 +43,11 @@ func (t *target) peer() bool {
 		return t.ep != nil && t.ep.Plan().MTLS
 	}
 	return false
+}
+
+// tunnelled reports whether the connection is to be carried by a tunnel.
+func (t *target) tunnelled() bool {
+	return t.ep != nil && t.ep.Plan().Tunnel == plan.TunnelHBONE && t.peer()
 }
 
 // pick is what influences the choice of an endpoint.
@@ -110,6 +117,7 @@ type dialing struct {
 	t       target
 	counted bool // against the cluster's limit of connections
 	net     *loop.Dialing
+	tunnel  *hbone.Opening // instead of net
 	c       *loop.Conn
 	done    func(*loop.Conn, telemetry.Reason, error)
 	over    bool
@@ -123,6 +131,10 @@ func (w *worker) dial(t target, counted bool, done func(*loop.Conn, telemetry.Re
 	timeout := t.cluster.Plan().ConnectTimeout
 	if timeout == 0 {
 		timeout = connectTimeout
+	}
+	if t.tunnelled() {
+		d.tunnel = w.openTunnel(t, timeout, d.carried)
+		return d
 	}
 	o := loop.DialOptions{Timeout: timeout, Mark: w.p.cfg.Mark}
 	if t.source.IsValid() {
@@ -144,9 +156,7 @@ func (d *dialing) connected(c *loop.Conn, err error) {
 	}
 	d.c = c
 	c.SetHandler(d)
-	if s := d.t.client; s != nil {
-		c.Write(appendProxyHeader(nil, d.t.cluster.Plan().ProxyProtocol, s.src, s.dst))
-	}
+	d.preface()
 	cfg, err := d.w.p.clientTLS(d.t)
 	if err != nil {
 		d.fail(telemetry.TLSFailure, err)
@@ -166,6 +176,27 @@ func (d *dialing) connected(c *loop.Conn, err error) {
 		}
 		d.finish(c, telemetry.None, nil)
 	})
+}
+
+// carried takes the tunnel, which needs no handshake of its own.
+func (d *dialing) carried(c *loop.Conn, why telemetry.Reason, err error) {
+	d.tunnel = nil
+	if err != nil {
+		d.release()
+		d.finish(nil, why, err)
+		return
+	}
+	d.c = c
+	c.SetHandler(d)
+	d.preface()
+	d.finish(c, telemetry.None, nil)
+}
+
+// preface tells the endpoint, where that is ordered, for whom the connection is.
+func (d *dialing) preface() {
+	if s := d.t.client; s != nil {
+		d.c.Write(appendProxyHeader(nil, d.t.cluster.Plan().ProxyProtocol, s.src, s.dst))
+	}
 }
 
 func (d *dialing) fail(why telemetry.Reason, err error) {
@@ -198,6 +229,10 @@ func (d *dialing) cancel() {
 	d.over = true
 	if d.net != nil {
 		d.net.Cancel()
+		d.release()
+	}
+	if d.tunnel != nil {
+		d.tunnel.Cancel()
 		d.release()
 	}
 	if d.c != nil {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/hbone"
 	"github.com/lateen-mesh/lateen/proxy/http1"
 	"github.com/lateen-mesh/lateen/proxy/http2"
 	"github.com/lateen-mesh/lateen/proxy/loop"
@@ -34,6 +35,8 @@ type worker struct {
 	sessions    map[*session]struct{}
 	relays      map[*relay]struct{}
 	downstreams map[*downstream]struct{}
+	tunnels     *hbone.Client
+	peersIn     map[*tunnelPeer]struct{} // who may open tunnels to us
 	exchanges   spares[exchange]
 	attempts    spares[attempt]
 	bodies      [][]byte
@@ -69,6 +72,7 @@ func (p *Proxy) newWorker() (*worker, error) {
 		sessions:    map[*session]struct{}{},
 		relays:      map[*relay]struct{}{},
 		downstreams: map[*downstream]struct{}{},
+		peersIn:     map[*tunnelPeer]struct{}{},
 		sinks:       map[*plan.Listener][]logSink{},
 		buffers:     map[*accesslog.Writer]*accesslog.Buffer{},
 		services:    map[plan.ServiceName]telemetry.ServiceRef{},
@@ -76,6 +80,7 @@ func (p *Proxy) newWorker() (*worker, error) {
 		origins:     map[plan.Origin]string{},
 		propagator:  trace.Propagator{IDs: trace.NewIDs()},
 	}
+	w.tunnels = w.newTunnels()
 	w.sweeper.Init(l, w.sweep)
 	l.Post(func() { w.sweeper.Reset(sweepEvery) })
 	return w, nil
@@ -93,7 +98,11 @@ func (w *worker) sweep() {
 	for r := range w.relays {
 		r.sweep(now)
 	}
+	for t := range w.peersIn {
+		t.sweep(now)
+	}
 	w.sweepPools(now)
+	w.tunnels.Sweep(now, tunnelIdle)
 	if w.draining {
 		w.sweeper.Reset(drainQuiet / 2)
 		return
@@ -107,6 +116,9 @@ func (w *worker) drain() {
 	w.sweeper.Reset(drainQuiet / 2)
 	for d := range w.downstreams {
 		d.drain()
+	}
+	for t := range w.peersIn {
+		t.drain()
 	}
 	w.connectionGone()
 }
