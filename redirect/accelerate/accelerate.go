@@ -8,7 +8,7 @@
 // connections go on.
 //
 // Only the direction towards the proxy is shortened, because the reading end can tell the difference (see
-// docs/decisions/004-accelerator.md) and the proxy is the only reader that we know. Whoever reads must not take a short
+// docs/decisions/006-accelerator.md) and the proxy is the only reader that we know. Whoever reads must not take a short
 // read for an empty queue.
 //
 // The package must not know what is sent, and imports nothing of ours. Its methods may be called concurrently.
@@ -43,9 +43,9 @@ const (
 
 // Config says how the proxy's end of a connection is recognised: by either.
 type Config struct {
-	// Ports are where the proxy accepts what was captured.
+	// Ports are where the proxy accepts what was captured; at least one.
 	Ports []uint16
-	// Mark is the SO_MARK of the connections that the proxy opens; Mask are the bits that are compared, 0 means all.
+	// Mark, not 0, is the SO_MARK of the connections that the proxy opens; Mask are the bits that are compared, 0 means all.
 	Mark, Mask uint32
 	// Cgroup is the directory of a control group (version 2) that holds both ends of the connections. Empty: the
 	// caller's own.
@@ -71,13 +71,13 @@ type maps struct {
 
 // New attaches an accelerator. An error says what the kernel or the user lacks: nothing is attached then.
 func New(c Config) (*Accelerator, error) {
-	if len(c.Ports) > maxPorts {
-		return nil, fmt.Errorf("accelerate: %d ports, at most %d are allowed", len(c.Ports), maxPorts)
+	if len(c.Ports) == 0 || len(c.Ports) > maxPorts {
+		return nil, fmt.Errorf("accelerate: %d ports, want 1 to %d", len(c.Ports), maxPorts)
 	}
 	if c.Mask == 0 {
 		c.Mask = math.MaxUint32
 	}
-	if c.Mark == 0 || c.Mark&^c.Mask != 0 || c.Mark > math.MaxInt32 || c.Mask > math.MaxInt32 {
+	if c.Mark == 0 || c.Mark&^c.Mask != 0 {
 		return nil, fmt.Errorf("accelerate: no mark can be %#x under the mask %#x", c.Mark, c.Mask)
 	}
 	a := &Accelerator{}

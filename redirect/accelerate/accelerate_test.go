@@ -87,6 +87,38 @@ func TestLeftAlone(t *testing.T) {
 	}
 }
 
+// TestMask: of a mark only the bits of the mask count, and without one all.
+func TestMask(t *testing.T) {
+	if err := attach(t).Close(); err != nil { // It was only asked whether there can be one.
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		Config
+		mark      int
+		shortened bool
+	}{
+		{Config{Mark: 0x80000539}, 0x80000539, true},
+		{Config{Mark: 0x80000539}, 0x539, false},
+		{Config{Mark: 0x539, Mask: 0xfff}, 0x80001539, true},
+		{Config{Mark: 0x539, Mask: 0xfff}, 0x538, false},
+	} {
+		test.Ports = []uint16{testPort}
+		a, err := New(test.Config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		admit(t, a)
+		workload, proxy := shape{listen: "127.0.0.1:0", mark: test.mark}.connect(t)
+		say(t, workload, proxy, []byte("ping"))
+		if got := overTCP(t, workload) == 0; got != test.shortened {
+			t.Errorf("mark %#x with %+v: shortened %v", test.mark, test.Config, got)
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestHalfClose(t *testing.T) {
 	each(t, func(t *testing.T, _ *Accelerator, s shape) {
 		for _, first := range []string{"workload", "proxy"} {

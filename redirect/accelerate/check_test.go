@@ -34,8 +34,9 @@ func TestRefusal(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	for name, c := range map[string]Config{
-		"no mark":           {},
-		"mark outside mask": {Mark: 0x539, Mask: 0xff},
+		"no mark":           {Ports: []uint16{1}},
+		"no port":           {Mark: 1},
+		"mark outside mask": {Ports: []uint16{1}, Mark: 0x539, Mask: 0xff},
 		"too many ports":    {Mark: 1, Ports: make([]uint16, maxPorts+1)},
 	} {
 		if a, err := New(c); err == nil {
@@ -43,7 +44,7 @@ func TestConfig(t *testing.T) {
 			_ = a.Close()
 		}
 	}
-	if _, err := New(Config{Mark: 1, Cgroup: t.TempDir()}); err == nil {
+	if _, err := New(Config{Ports: []uint16{1}, Mark: 1, Cgroup: t.TempDir()}); err == nil {
 		t.Error("a folder is taken for a control group")
 	}
 }

@@ -72,7 +72,7 @@ func active(p *program, c Config, m *maps, l layout) {
 		load(asm.R1, asm.R8, l.mark, asm.Word),
 		asm.And.Imm(asm.R1, int32(c.Mask)),
 		asm.Mov.Imm(asm.R7, 1),
-		asm.JEq.Imm(asm.R1, int32(c.Mark), "where"),
+		asm.JEq.Imm32(asm.R1, int32(c.Mark), "where"),
 		asm.Mov.Imm(asm.R7, 0),
 		load(asm.R1, asm.R6, opsRemotePort, asm.Word),
 		asm.HostTo(asm.BE, asm.R1, asm.Word),
