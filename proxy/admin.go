@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,8 +46,10 @@ type Status struct {
 	Resources int       `json:"resources"`
 	Updated   time.Time `json:"updated"` // when the newest orders came
 	Refused   string    `json:"refused,omitempty"`
-	RSSMiB    float64   `json:"rss_mib"`
-	PID       int       `json:"pid"`
+	// Accelerator is on, off, or why it is unavailable.
+	Accelerator string  `json:"accelerator"`
+	RSSMiB      float64 `json:"rss_mib"`
+	PID         int     `json:"pid"`
 	// Ports are those of a gateway.
 	Ports []PortStatus `json:"ports,omitempty"`
 }
@@ -55,7 +58,7 @@ type Status struct {
 func (p *Proxy) Status() Status {
 	s := Status{
 		Name: p.cfg.Name, Namespace: p.cfg.Namespace, Role: p.cfg.Role, Identity: p.self.identity, Connected: p.connected.Load(),
-		Draining: p.draining.Load(), RSSMiB: rssMiB(), PID: os.Getpid(),
+		Draining: p.draining.Load(), RSSMiB: rssMiB(), PID: os.Getpid(), Accelerator: cmp.Or(p.cfg.Accelerator, AcceleratorOff),
 		Ports: p.gateways.status(),
 	}
 	if at := p.readyAt.Load(); at > 0 {
@@ -341,7 +344,7 @@ a{margin-right:1.2rem}.ok{color:#1a8f5a}.no{color:#c0392b}</style>
 <dt>control plane<dd class="{{if .Connected}}ok">connected{{else}}no">away; the last orders stay in force{{end}}
 <dt>orders<dd>{{.Resources}} resources, newest of {{.Updated.Format "15:04:05"}}{{if .Refused}}<dt>refused<dd class="no">{{.Refused}}{{end}}
 {{range .Ports}}<dt>port<dd class="{{if .Open}}ok">{{.Bind}} open{{else}}no">{{.Bind}} not open: {{.Cause}}{{end}}
-{{end}}<dt>memory<dd>{{printf "%.1f" .RSSMiB}} MiB resident</dl>
+{{end}}<dt>accelerator<dd>{{.Accelerator}}<dt>memory<dd>{{printf "%.1f" .RSSMiB}} MiB resident</dl>
 <p><a href="/config?text">orders as text</a><a href="/config">as JSON</a><a href="/edges">traffic</a><a href="/stats/prometheus">metrics</a><a href="/status">status</a>{{if .Profiles}}<a href="/debug/pprof/">profiles</a>{{end}}</p>`))
 
 func (p *Proxy) servePage(w http.ResponseWriter, profiles bool) {

@@ -81,6 +81,9 @@ type Config struct {
 	Resolvers []string
 	// MarkSockets sets Mark on the proxy's own connections (needs CAP_NET_ADMIN).
 	MarkSockets bool
+	// Accelerator is the state of the node's accelerator (redirect/accelerate), which others attach: AcceleratorOn, or
+	// why there is none, to be shown; empty: AcceleratorOff.
+	Accelerator string
 	// Loops is the number of event loops; 0: one, or one for every two CPUs beyond two.
 	Loops int
 	// StdlibTLS leaves TLS 1.3 to crypto/tls after the handshake too, should our own record layer ever be in doubt.
@@ -94,6 +97,12 @@ type Config struct {
 	Mark   uint32       `json:"-"`
 	Logger *slog.Logger `json:"-"`
 }
+
+// The states of the accelerator that are not a reason why it is unavailable.
+const (
+	AcceleratorOn  = "on"
+	AcceleratorOff = "off"
+)
 
 const drainTime = 5 * time.Second
 

@@ -61,7 +61,7 @@ type worker struct {
 }
 
 func (p *Proxy) newWorker() (*worker, error) {
-	l, err := loop.New(loop.Config{Logger: p.logs.loops, StdlibTLS: p.cfg.StdlibTLS})
+	l, err := loop.New(loop.Config{Logger: p.logs.loops, StdlibTLS: p.cfg.StdlibTLS, Accelerated: p.cfg.Accelerator == AcceleratorOn})
 	if err != nil {
 		return nil, err
 	}
