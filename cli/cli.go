@@ -46,6 +46,17 @@ type app struct {
 	dir      host.Dir
 	in       *os.File
 	out, err *os.File
+	// accelerate is for the host that is started, if one is.
+	accelerate bool
+}
+
+// accelerateVariable, set to 1, stands for the flag --accelerate.
+const accelerateVariable = "LATEEN_ACCELERATE"
+
+// accelerateFlag is the flag of the commands that may start a host.
+func (a *app) accelerateFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&a.accelerate, "accelerate", os.Getenv(accelerateVariable) == "1",
+		"if this starts the mesh: shorten the way between workloads and\ntheir proxies with BPF, which needs root (also LATEEN_ACCELERATE=1)")
 }
 
 // Execute runs the command line and returns the exit code. ctx ends when the user wants the end.

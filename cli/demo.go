@@ -80,6 +80,7 @@ func (a *app) demo() *cobra.Command {
 	f.StringArrayVar(&o.headers, "header", nil, "header of the load's requests, as in 'end-user: jason'; may be repeated")
 	f.StringVar(&o.path, "path", pagePath, "path of the load's requests")
 	f.IntVar(&o.rate, "rate", 20, "requests per second of the load")
+	a.accelerateFlag(cmd)
 	f.BoolVar(&o.clean, "clean", false, "only end what runs of this mesh and remove what was left behind")
 	f.Uint16Var(&o.port, "port", gatewayPort, "port of this machine for the gateway, or the next free one")
 	f.StringVar(&o.examples, "examples", "", "folder of the Bookinfo example (default: found beside the program)")
@@ -192,7 +193,7 @@ func (a *app) runDemo(ctx context.Context, o demoOptions) error {
 	}
 	d.opts.examples = examples
 	d.progress("starting the control plane")
-	d.host, err = host.Start(ctx, host.StartConfig{Dir: a.dir, Follow: true, Fill: d.fill})
+	d.host, err = host.Start(ctx, host.StartConfig{Dir: a.dir, Follow: true, Fill: d.fill, Accelerate: a.accelerate})
 	if errors.Is(err, host.ErrRunning) {
 		return fmt.Errorf("the mesh %q runs already; end it with `lateen demo --clean`, or start another with --mesh: %w", a.mesh, err)
 	}

@@ -69,6 +69,7 @@ func (a *app) run() *cobra.Command {
 	f.StringVar(&w.Probe, "probe", "", "URL that answers 2xx when the command can serve, as in http://:9080/health")
 	f.BoolVar(&gateway, "gateway", false, "be a gateway: its ports are opened on this machine's loopback, no command is needed")
 	f.BoolVar(&w.Detach, "detach", false, "return when it is ready; `lateen stop` ends it")
+	a.accelerateFlag(cmd)
 	f.DurationVar(&w.Grace, "grace", 0, "how long the command may take to end after SIGTERM (default 10s)")
 	return cmd
 }
@@ -274,7 +275,7 @@ func (a *app) meet(ctx context.Context) (*host.Client, error) {
 		if !errors.Is(err, host.ErrNobody) {
 			return c, err
 		}
-		h, err := host.Start(ctx, host.StartConfig{Dir: a.dir})
+		h, err := host.Start(ctx, host.StartConfig{Dir: a.dir, Accelerate: a.accelerate})
 		if err != nil && !errors.Is(err, host.ErrRunning) {
 			return nil, err
 		}

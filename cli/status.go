@@ -18,29 +18,32 @@ import (
 
 // proxyStatus is one proxy: what the control plane knows of it and what it says itself.
 type proxyStatus struct {
-	Name      string         `json:"name"`
-	Namespace string         `json:"namespace"`
-	Role      string         `json:"role"`
-	Identity  string         `json:"identity"`
-	Connected bool           `json:"connected"`
-	Synced    bool           `json:"synced"`
-	Ready     bool           `json:"ready"`
-	Refused   string         `json:"refused,omitempty"`
-	Updated   time.Time      `json:"updated"`
-	RSSMiB    float64        `json:"rss_mib"`
-	ReadyMS   float64        `json:"ready_ms"`
-	Types     map[string]int `json:"types,omitempty"`
+	Name      string    `json:"name"`
+	Namespace string    `json:"namespace"`
+	Role      string    `json:"role"`
+	Identity  string    `json:"identity"`
+	Connected bool      `json:"connected"`
+	Synced    bool      `json:"synced"`
+	Ready     bool      `json:"ready"`
+	Refused   string    `json:"refused,omitempty"`
+	Updated   time.Time `json:"updated"`
+	// Accelerator is on, off, or why it is unavailable; empty: unknown.
+	Accelerator string         `json:"accelerator,omitempty"`
+	RSSMiB      float64        `json:"rss_mib"`
+	ReadyMS     float64        `json:"ready_ms"`
+	Types       map[string]int `json:"types,omitempty"`
 }
 
 // ownStatus is what a proxy tells of itself (proxy.Status).
 type ownStatus struct {
-	Identity  string    `json:"identity"`
-	Ready     bool      `json:"ready"`
-	ReadyMS   float64   `json:"ready_ms"`
-	Connected bool      `json:"connected"`
-	Updated   time.Time `json:"updated"`
-	Refused   string    `json:"refused"`
-	RSSMiB    float64   `json:"rss_mib"`
+	Identity    string    `json:"identity"`
+	Ready       bool      `json:"ready"`
+	ReadyMS     float64   `json:"ready_ms"`
+	Connected   bool      `json:"connected"`
+	Updated     time.Time `json:"updated"`
+	Refused     string    `json:"refused"`
+	Accelerator string    `json:"accelerator"`
+	RSSMiB      float64   `json:"rss_mib"`
 }
 
 // workloads asks the mesh's host what runs.
@@ -75,6 +78,7 @@ func (a *app) proxies(ctx context.Context) ([]proxyStatus, error) {
 		if err := host.Call(ctx, w.AdminSocket, http.MethodGet, "/status", nil, &own); err == nil {
 			p.Identity = cmp.Or(own.Identity, p.Identity)
 			p.Ready, p.ReadyMS, p.Updated, p.RSSMiB = own.Ready, own.ReadyMS, own.Updated, own.RSSMiB
+			p.Accelerator = own.Accelerator
 			p.Connected = p.Connected && own.Connected
 			p.Refused = cmp.Or(p.Refused, own.Refused)
 		}
@@ -138,7 +142,7 @@ func (a *app) folderState(ctx context.Context) error {
 
 func statusTable(s style, list []proxyStatus, now time.Time) string {
 	var rows [][]string
-	var refused []string
+	var refused, reasons []string
 	for _, p := range list {
 		orders := s.good.Render("synced")
 		switch {
@@ -157,12 +161,19 @@ func statusTable(s style, list []proxyStatus, now time.Time) string {
 		if !p.Updated.IsZero() {
 			since = age(now.Sub(p.Updated))
 		}
+		accelerator, why, _ := strings.Cut(cmp.Or(p.Accelerator, "-"), ": ")
+		if why != "" && !slices.Contains(reasons, why) { // One for all of a node.
+			reasons = append(reasons, why)
+		}
 		rows = append(rows, []string{
-			p.Name, p.Namespace, p.Role, strings.TrimPrefix(p.Identity, "spiffe://"), orders, since,
+			p.Name, p.Namespace, p.Role, strings.TrimPrefix(p.Identity, "spiffe://"), orders, since, accelerator,
 			fmt.Sprintf("%.1f MiB", p.RSSMiB),
 		})
 	}
-	text := s.table([]string{"NAME", "NAMESPACE", "ROLE", "IDENTITY", "ORDERS", ">AGE", ">MEMORY"}, rows)
+	text := s.table([]string{"NAME", "NAMESPACE", "ROLE", "IDENTITY", "ORDERS", ">AGE", "ACCELERATOR", ">MEMORY"}, rows)
+	for _, why := range reasons {
+		refused = append(refused, "the accelerator is unavailable: "+why+"\n")
+	}
 	return text + strings.Join(refused, "")
 }
 

@@ -17,13 +17,14 @@ func TestStatusTable(t *testing.T) {
 		{
 			Name: "details-v1", Namespace: "default", Role: "sidecar", Identity: "spiffe://cluster.local/ns/default/sa/d",
 			Connected: true, Synced: true, Ready: true, Updated: now.Add(-3 * time.Second), RSSMiB: 9.94,
+			Accelerator: "on",
 		},
-		{Name: "edge", Namespace: "shop", Role: "gateway", Connected: true, Ready: true, Updated: now.Add(-90 * time.Minute), RSSMiB: 112.2},
+		{Name: "edge", Namespace: "shop", Role: "gateway", Connected: true, Ready: true, Updated: now.Add(-90 * time.Minute), RSSMiB: 112.2, Accelerator: "off"},
 		{Name: "lost", Namespace: "shop", Role: "sidecar", Ready: true, Synced: true, Updated: now.Add(-100 * time.Hour)},
 		{Name: "new", Namespace: "shop", Role: "sidecar", Connected: true},
 		{
 			Name: "sulking", Namespace: "shop", Role: "sidecar", Connected: true, Ready: true, Refused: `route "x": no clusters`,
-			Updated: now.Add(-2 * time.Minute),
+			Updated: now.Add(-2 * time.Minute), Accelerator: "unavailable: no permission",
 		},
 	}, now))
 }
@@ -36,7 +37,7 @@ func TestStatus(t *testing.T) {
 			{"name": "gone", "namespace": "default"}]`)
 	})
 	b.two.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `{"ready": true, "connected": true, "rss_mib": 12.5, "refused": "no", "identity": "spiffe://b"}`)
+		_, _ = io.WriteString(w, `{"ready": true, "connected": true, "rss_mib": 12.5, "refused": "no", "identity": "spiffe://b", "accelerator": "on"}`)
 	})
 	b.serve()
 	code, out, errs := b.run("", "status", "-o", "json")
@@ -51,7 +52,7 @@ func TestStatus(t *testing.T) {
 		{Name: "one", Namespace: "default", Role: "gateway"},
 		{
 			Name: "two", Namespace: "default", Role: "sidecar", Identity: "spiffe://b", Connected: true, Synced: true, Ready: true,
-			Refused: "no", RSSMiB: 12.5,
+			Refused: "no", RSSMiB: 12.5, Accelerator: "on",
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

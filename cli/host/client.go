@@ -35,6 +35,9 @@ type StartConfig struct {
 	Follow bool
 	// Linger is how long a host that follows nobody waits without workloads. Default 2 s.
 	Linger time.Duration
+	// Accelerate has the host shorten the way between the workloads and their proxies; where that cannot be, the
+	// proxies tell why.
+	Accelerate bool
 }
 
 // Host is a host that Start started.
@@ -89,7 +92,7 @@ func Start(ctx context.Context, cfg StartConfig) (*Host, error) {
 	}
 	defer func() { _ = lock.Close() }()
 	h := &Host{dir: cfg.Dir, done: make(chan struct{})}
-	config := Config{Dir: cfg.Dir, Self: self, Lateend: lateend, Proxy: proxy, Follow: cfg.Follow, Linger: cmp.Or(cfg.Linger, linger)}
+	config := Config{Dir: cfg.Dir, Self: self, Lateend: lateend, Proxy: proxy, Follow: cfg.Follow, Linger: cmp.Or(cfg.Linger, linger), Accelerate: cfg.Accelerate}
 	if err := h.begin(ctx, cfg, config, isolation, lock); err != nil {
 		_ = cfg.Dir.remove()
 		return nil, err

@@ -63,6 +63,8 @@ type Config struct {
 	Follow bool
 	// Linger is how long it then waits for the next one.
 	Linger time.Duration
+	// Accelerate shortens the way between the workloads and their proxies, if the kernel can (redirect/accelerate).
+	Accelerate bool
 }
 
 // The descriptors that a host is started with, besides its standard files.
@@ -81,6 +83,8 @@ type host struct {
 	reaper  *reaper
 	control *control
 	outside *net.UnixConn // To the process outside.
+	// shortcut is the accelerator, if there is one.
+	shortcut shortcut
 
 	end  context.CancelFunc // Ends the host.
 	work sync.WaitGroup     // The connections, each with its workload.
@@ -125,6 +129,7 @@ func Run(ctx context.Context, stdin io.Reader) error {
 	if h.control != nil {
 		h.control.stop()
 	}
+	h.shortcut.close()
 	return errors.Join(err, cfg.Dir.remove())
 }
 
@@ -194,6 +199,7 @@ func (h *host) open(ctx context.Context) (*net.UnixListener, error) {
 		}
 		h.pools = append(h.pools, pool)
 	}
+	h.shortcut.open(h.cfg.Accelerate, h.log)
 	h.reaper = newReaper()
 	h.control = &control{host: h}
 	if err := h.control.start(ctx); err != nil {

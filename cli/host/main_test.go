@@ -26,7 +26,9 @@ import (
 const (
 	journalVariable = "LATEEN_TEST_JOURNAL" // File to which each of them adds lines.
 	lingerVariable  = "LATEEN_TEST_LINGER"  // How long a host waits without workloads.
-	brokenVariable  = "LATEEN_TEST_BROKEN"  // "lateend": the control plane does not start.
+	// accelerateVariable asks for an accelerator; the proxy then tells what it was told of it.
+	accelerateVariable = "LATEEN_TEST_ACCELERATE"
+	brokenVariable     = "LATEEN_TEST_BROKEN" // "lateend": the control plane does not start.
 )
 
 // TestMain plays the programs of a mesh, by the name under which the test binary was started: lateen as it is, and
@@ -123,7 +125,7 @@ func drive(ctx context.Context, dir host.Dir, text string, follow bool) error {
 	if err != nil {
 		return err
 	}
-	h, err := host.Start(ctx, host.StartConfig{Dir: dir, Follow: follow, Linger: linger})
+	h, err := host.Start(ctx, host.StartConfig{Dir: dir, Follow: follow, Linger: linger, Accelerate: os.Getenv(accelerateVariable) != ""})
 	if err != nil && !errors.Is(err, host.ErrRunning) {
 		return err
 	}
@@ -258,6 +260,11 @@ func lateenProxy() error {
 	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(15021)))
 	if err != nil {
 		return err
+	}
+	if os.Getenv(accelerateVariable) != "" {
+		journal("accelerator %s", cfg.Accelerator)
+	} else if cfg.Accelerator != "off" {
+		return fmt.Errorf("nobody asked for an accelerator, which is %s", cfg.Accelerator)
 	}
 	journal("proxy ready")
 	go func() { _ = http.Serve(l, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})) }()

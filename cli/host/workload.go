@@ -41,6 +41,7 @@ type workload struct {
 	ended     chan struct{} // Closed when nothing of it is left.
 	proxyLog  *logPipe
 	log       *logPipe // Of a command without a terminal, else nil.
+	cookie    uint64   // Of its network namespace, if that is accelerated.
 
 	mu       sync.Mutex
 	stopping bool // asked is closed.
@@ -62,6 +63,7 @@ type ProxyConfig struct {
 	Inherited                             map[string]int
 	AdminSocket                           string
 	MarkSockets                           bool
+	Accelerator                           string
 	DrainTime                             time.Duration
 }
 
@@ -271,6 +273,7 @@ func (w *workload) follow(ctx context.Context, c *child, control *net.UnixConn, 
 		out.send(ev)
 	}
 	<-c.ended
+	w.host.shortcut.dismiss(w.cookie)
 	if !exited {
 		w.tell(ctx, stateGone)
 	}
@@ -328,6 +331,9 @@ func (w *workload) begin(c *child, control *net.UnixConn, spec *initSpec) error 
 		return err
 	}
 	err = w.host.bridge.Attach(ns, w.addresses...)
+	if err == nil {
+		w.cookie, err = w.host.shortcut.admit(ns)
+	}
 	_ = ns.Close()
 	if err != nil {
 		return err
@@ -354,7 +360,7 @@ func (w *workload) spec(t *Token) (*initSpec, error) {
 		Role: w.req.Role, Name: w.req.Name, Namespace: w.req.Namespace, ServiceAccount: w.req.ServiceAccount,
 		Labels: labels, Addresses: w.addresses, Ports: w.req.Ports, TrustDomain: t.TrustDomain, Control: t.Control,
 		ControlName: cmp.Or(t.ControlName, controlName), Roots: []byte(t.Roots), Token: t.Token, Inherited: inherited,
-		AdminSocket: dir.Admin(w.req.Namespace, w.req.Name), MarkSockets: true, DrainTime: w.req.Drain,
+		AdminSocket: dir.Admin(w.req.Namespace, w.req.Name), MarkSockets: true, Accelerator: w.host.shortcut.state, DrainTime: w.req.Drain,
 		Workload: plan.Workload{
 			Name: w.req.Name, Namespace: w.req.Namespace, App: labels["app"], Version: labels["version"],
 			CanonicalName: cmp.Or(labels["service.istio.io/canonical-name"], labels["app.kubernetes.io/name"],
