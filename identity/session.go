@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"slices"
 	"sync"
+	"time"
 )
 
 // ticketTag marks our entry in a session's extra data; the bundle's Version
@@ -41,6 +42,15 @@ func ticketExtra(h *Holder) []byte {
 // sessionsMax is the most sessions one client configuration remembers. A mesh
 // client has one server name per configuration, hence one session.
 const sessionsMax = 4
+
+// resumptionMargin is how long before the end of the server's certificate a client resumes its session no more. It is
+// what a handshake takes at the most, as good as always.
+const resumptionMargin = 2 * time.Second
+
+// resumptionTime is the clock by which crypto/tls judges whether a session may be resumed; certificates are verified by
+// the real one. It is ahead, because the certificate is verified again at the end of the handshake: one that ended
+// meanwhile would fail it, although a full handshake would be shown the new one.
+func resumptionTime() time.Time { return time.Now().Add(resumptionMargin) }
 
 // sessions is the session cache of one client configuration. It forgets
 // everything when the holder's credentials change: under a new bundle an old

@@ -155,3 +155,32 @@ func TestResumptionEndsWithTheCertificate(t *testing.T) {
 		t.Error("a session outlives the certificate it stands for")
 	}
 }
+
+// A session is not resumed when the server's certificate may end before the handshake does: the new one is asked for.
+func TestResumptionKeepsAway(t *testing.T) {
+	const life = time.Hour
+	for _, tt := range []struct {
+		left    time.Duration // of the certificate's life when the client comes back
+		resumed bool
+	}{{time.Minute, true}, {time.Second, false}} {
+		root := newAuthority(t, "root")
+		short := workload(t, bob)
+		short.NotBefore, short.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(life)
+		server, client := root.holder(root.bundle("td"), bob), root.holder(root.bundle("td"), alice)
+		if err := server.Set(root.issue(short), server.Current().Bundle); err != nil {
+			t.Fatal(err)
+		}
+		srvTLS, cliTLS := istioServer(server), toBob(client)
+		clock := cliTLS.Time
+		for _, resumed := range []bool{false, tt.resumed} {
+			srv, cli := connect(t, srvTLS, cliTLS)
+			if srv.err != nil || cli.err != nil {
+				t.Fatalf("server %v, client %v", srv.err, cli.err)
+			}
+			if cli.state.DidResume != resumed {
+				t.Errorf("%s before the end: resumed %t, want %t", tt.left, cli.state.DidResume, resumed)
+			}
+			cliTLS.Time = func() time.Time { return clock().Add(life - tt.left) }
+		}
+	}
+}

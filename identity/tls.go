@@ -73,6 +73,7 @@ func ClientTLS(h *Holder, c ClientConfig) *tls.Config {
 		return nil
 	}
 	cfg.ClientSessionCache = &sessions{holder: h}
+	cfg.Time = resumptionTime
 	return cfg
 }
 
