@@ -54,6 +54,9 @@ func (e *encoder) begin(buf []byte) {
 	if e.resized {
 		e.resize()
 	}
+	if e.table != nil {
+		e.table.at = blockStart
+	}
 }
 
 // resize tells the peer the table's new size. If it was to be smaller meanwhile, that comes first (RFC 7541 section
@@ -77,7 +80,24 @@ func (e *encoder) sayTableSize(n int) {
 }
 
 // field appends a field; name is in lower case. Neither string is kept.
-func (e *encoder) field(name, value string) { e.known(nameTable.at(name), name, value) }
+func (e *encoder) field(name, value string) {
+	if !e.foreseen(name, value) {
+		e.known(nameTable.at(name), name, value)
+	}
+}
+
+// foreseen appends a field if it is the one that followed the one before when that was last sent: heads resemble one
+// another.
+func (e *encoder) foreseen(name, value string) bool {
+	if e.table == nil {
+		return false
+	}
+	i := e.table.foresee(name, value)
+	if i > 0 {
+		e.out = appendNumber(e.out, formIndexed, maxIndexed, i)
+	}
+	return i > 0
+}
 
 // known appends a field of whose name n is known.
 func (e *encoder) known(n *knownName, name, value string) {
@@ -106,6 +126,7 @@ func (e *encoder) remembered(n *knownName, name, value string) {
 	if n.use != useOnce {
 		field = t.find(name, value)
 		if i := t.index(field); i > 0 {
+			t.passed(field.entry)
 			e.out = appendNumber(e.out, formIndexed, maxIndexed, i)
 			return
 		}
@@ -123,6 +144,7 @@ func (e *encoder) remembered(n *knownName, name, value string) {
 	entry := t.add(name, value, e.tableSize())
 	if field != nil {
 		field.entry = entry
+		t.passed(entry)
 	}
 	if same != nil {
 		same.entry = entry
@@ -164,6 +186,8 @@ const (
 	// as nameSets.
 	seenSets, seenWays = 64, 4
 	nameSets           = 32
+	// blockStart stands for an entry before the first one of a block.
+	blockStart = entriesMax
 )
 
 // sendTable is the dynamic table of an encoder: a ring of entries, and a ring of the bytes of their fields.
@@ -177,9 +201,13 @@ type sendTable struct {
 	added, gone uint32 // how many entries ever entered and left, modulo 2^32: the last added is the one of that number
 	size        int    // as RFC 7541 section 4.1 counts
 	next        int    // where in text the next entry goes
-	seen        [seenSets][seenWays]seenField
-	names       [nameSets]seenField
-	text        [tableBytes]byte
+	// followers are where in entries the field stands that followed an entry in its last block; at is the entry that was
+	// passed last in this block. The one after the others is for the block's start.
+	followers [entriesMax + 1]uint8
+	at        uint8
+	seen      [seenSets][seenWays]seenField
+	names     [nameSets]seenField
+	text      [tableBytes]byte
 }
 
 // sendEntry is a field: a name and a value that follow one another in sendTable.text.
@@ -222,6 +250,24 @@ func (t *sendTable) findName(name string) *seenField {
 		return nil
 	}
 	return s
+}
+
+// foresee returns the index of a field if it is in the table and followed the last one before; otherwise 0.
+func (t *sendTable) foresee(name, value string) int {
+	place := uint32(t.followers[t.at])
+	age := (t.added - place) % entriesMax
+	if age >= t.added-t.gone || !t.is(place, name, value) {
+		return 0
+	}
+	t.at = uint8(place)
+	return len(staticTable) + int(age)
+}
+
+// passed notes that an entry was sent.
+func (t *sendTable) passed(entry uint32) {
+	place := uint8(entry % entriesMax)
+	t.followers[t.at] = place
+	t.at = place
 }
 
 // holds reports whether s has an entry that is in the table.

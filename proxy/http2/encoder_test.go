@@ -254,6 +254,27 @@ func TestTablesAgree(t *testing.T) {
 	}
 }
 
+// TestForeseen: fields in the order of the block before are found without a search, others as ever.
+func TestForeseen(t *testing.T) {
+	b := newBothTables(t)
+	nv := []string{":path", "/a", "x-a", "1", "x-b", "2", "te", "trailers"}
+	b.send(nv...)
+	b.send(nv...)
+	b.send(nv...)
+	b.e.table.seen = [seenSets][seenWays]seenField{} // nothing could be found
+	if got := b.send(nv...); len(got) != 4 {
+		t.Errorf("the same block again: %x", got)
+	}
+	for _, nv := range [][]string{{"x-b", "2", ":path", "/a"}, {"x-a", "1"}, {"x-b", "1", "x-a", "2"}, nv, {"te", "trailers", "x-b", "2"}} {
+		b.send(nv...)
+		for i, got := range b.got {
+			if got != nv[2*i]+"="+nv[2*i+1] {
+				t.Errorf("%q came back as %q", nv, b.got)
+			}
+		}
+	}
+}
+
 // TestEntriesWrap: entries are counted modulo 2^32.
 func TestEntriesWrap(t *testing.T) {
 	b := newBothTables(t)

@@ -372,6 +372,9 @@ func (e *encoder) fields(h *stream.Head, bare bool) {
 	for i := range h.Len() {
 		name, value := h.At(i)
 		name = e.lowerName(name)
+		if e.foreseen(view(name), view(value)) { // and so it may be sent
+			continue
+		}
 		known := nameTable.at(view(name))
 		switch known.use {
 		case useHop:
