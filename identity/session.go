@@ -43,8 +43,8 @@ func ticketExtra(h *Holder) []byte {
 // client has one server name per configuration, hence one session.
 const sessionsMax = 4
 
-// resumptionMargin is how long before the end of the server's certificate a client resumes its session no more. It is
-// what a handshake takes at the most, as good as always.
+// resumptionMargin is how long before the end of the other side's certificate neither side resumes a session any more. It
+// is what a handshake takes at the most, as good as always.
 const resumptionMargin = 2 * time.Second
 
 // resumptionTime is the clock by which crypto/tls judges whether a session may be resumed; certificates are verified by

@@ -156,31 +156,37 @@ func TestResumptionEndsWithTheCertificate(t *testing.T) {
 	}
 }
 
-// A session is not resumed when the server's certificate may end before the handshake does: the new one is asked for.
+// A session is not resumed when the certificate that it stands for may end before the handshake does: the new one is
+// asked for, by the client and by the server.
 func TestResumptionKeepsAway(t *testing.T) {
 	const life = time.Hour
 	for _, tt := range []struct {
-		left    time.Duration // of the certificate's life when the client comes back
+		short   string        // whose certificate ends
+		left    time.Duration // of its life when the client comes back
 		resumed bool
-	}{{time.Minute, true}, {time.Second, false}} {
+	}{{bob, time.Minute, true}, {bob, time.Second, false}, {alice, time.Minute, true}, {alice, time.Second, false}} {
 		root := newAuthority(t, "root")
-		short := workload(t, bob)
+		short := workload(t, tt.short)
 		short.NotBefore, short.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(life)
 		server, client := root.holder(root.bundle("td"), bob), root.holder(root.bundle("td"), alice)
-		if err := server.Set(root.issue(short), server.Current().Bundle); err != nil {
+		srvTLS, cliTLS := istioServer(server), toBob(client)
+		ends, judge := server, cliTLS
+		if tt.short == alice {
+			ends, judge = client, srvTLS
+		}
+		if err := ends.Set(root.issue(short), ends.Current().Bundle); err != nil {
 			t.Fatal(err)
 		}
-		srvTLS, cliTLS := istioServer(server), toBob(client)
-		clock := cliTLS.Time
+		clock := judge.Time
 		for _, resumed := range []bool{false, tt.resumed} {
 			srv, cli := connect(t, srvTLS, cliTLS)
 			if srv.err != nil || cli.err != nil {
 				t.Fatalf("server %v, client %v", srv.err, cli.err)
 			}
 			if cli.state.DidResume != resumed {
-				t.Errorf("%s before the end: resumed %t, want %t", tt.left, cli.state.DidResume, resumed)
+				t.Errorf("%s before the end of %s: resumed %t, want %t", tt.left, tt.short, cli.state.DidResume, resumed)
 			}
-			cliTLS.Time = func() time.Time { return clock().Add(life - tt.left) }
+			judge.Time = func() time.Time { return clock().Add(life - tt.left) }
 		}
 	}
 }

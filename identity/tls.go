@@ -36,6 +36,7 @@ func ServerTLS(h *Holder, c ServerConfig) *tls.Config {
 		return nil
 	}
 	bindTickets(cfg, h)
+	cfg.Time = resumptionTime
 	return cfg
 }
 
