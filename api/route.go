@@ -1,6 +1,7 @@
 package api
 
 import (
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -307,12 +308,35 @@ func (c *check) headers(p string, h *networking.Headers) {
 				case strings.ContainsAny(value, "\r\n\x00"):
 					c.fault(hp, "a header's value is one line")
 				}
+				c.operators(hp, value)
 			}
 		}
 		for i, name := range ops.GetRemove() {
 			if !fieldName.MatchString(name) {
 				c.fault(in(p, side, "remove", i), "%q is not the name of a header", name)
 			}
+		}
+	}
+}
+
+// operator finds Envoy's command operators, as plan.Template does, and %%, which stands for one %.
+var operator = regexp.MustCompile(`%%|%([A-Z0-9_]+)(\([^)]*\))?(:[0-9]+)?%`)
+
+// operators are the names of those that a header's value may hold.
+var operators = []string{
+	"DOWNSTREAM_DIRECT_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_LOCAL_ADDRESS",
+	"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_LOCAL_PORT", "DOWNSTREAM_PEER_URI_SAN", "DOWNSTREAM_REMOTE_ADDRESS",
+	"DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "HOSTNAME", "PROTOCOL", "REQ", "REQUESTED_SERVER_NAME", "RESPONSE_CODE",
+	"RESPONSE_FLAGS", "UPSTREAM_CLUSTER", "UPSTREAM_HOST", "UPSTREAM_REMOTE_ADDRESS",
+}
+
+// operators refuses what would be sent as it is written, although it looks as if it were to be replaced.
+func (c *check) operators(p, value string) {
+	for _, m := range operator.FindAllStringSubmatch(value, -1) {
+		if name := m[1]; name != "" && !slices.Contains(operators, name) {
+			c.fault(p, "%%%s%% is no operator that is known in headers; write %%%% for each %% that is meant as such", name)
+		} else if m[3] != "" || name == "REQ" && len(m[2]) < len("(x)") {
+			c.fault(p, "%s: write REQ with the name of a header in parentheses, and no operator with a length", m[0])
 		}
 	}
 }

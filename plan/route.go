@@ -106,7 +106,7 @@ type DirectResponse struct {
 }
 
 // HeaderEdits change fields; applied in the order remove, set, add. Values may hold Envoy's command operators
-// (%DOWNSTREAM_REMOTE_ADDRESS%), which are replaced; a literal % is %%.
+// (%DOWNSTREAM_REMOTE_ADDRESS%), which are replaced: see Template.
 type HeaderEdits struct {
 	Set    []Header
 	Add    []Header

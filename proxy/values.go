@@ -53,7 +53,7 @@ func (x *exchange) AppendValue(dst []byte, operator string) ([]byte, bool) {
 				return append(dst, v...), true
 			}
 		}
-		return append(dst, '-'), true
+		return dst, true // as Envoy in a header; it is the access log that says -
 	}
 	return dst, false
 }

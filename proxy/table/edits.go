@@ -24,13 +24,7 @@ type edit struct {
 	name   []byte // as written
 	field  string // in lower case
 	static []byte // the value if no operator is in it; nil otherwise
-	parts  []part
-}
-
-// part is a literal, or an operator.
-type part struct {
-	text     string
-	operator bool
+	parts  []plan.TemplatePart
 }
 
 func newEdits(p plan.HeaderEdits) *Edits {
@@ -51,47 +45,14 @@ func newEdits(p plan.HeaderEdits) *Edits {
 }
 
 func newEdit(h plan.Header) edit {
-	e := edit{name: []byte(h.Name), field: strings.ToLower(h.Name), parts: template(h.Value)}
+	e := edit{name: []byte(h.Name), field: strings.ToLower(h.Name), parts: plan.Template(h.Value)}
 	switch {
 	case len(e.parts) == 0:
 		e.static = []byte{}
-	case len(e.parts) == 1 && !e.parts[0].operator:
-		e.static = []byte(e.parts[0].text)
+	case len(e.parts) == 1 && !e.parts[0].Operator:
+		e.static = []byte(e.parts[0].Text)
 	}
 	return e
-}
-
-// template splits a value into literals and %OPERATORS%; %% is a literal %, and so is a lone one.
-func template(s string) []part {
-	var out []part
-	literal := ""
-	flush := func() {
-		if literal != "" {
-			out = append(out, part{text: literal})
-			literal = ""
-		}
-	}
-	for s != "" {
-		before, rest, found := strings.Cut(s, "%")
-		literal += before
-		if !found {
-			break
-		}
-		operator, after, closed := strings.Cut(rest, "%")
-		switch {
-		case !closed:
-			literal += "%" + rest
-			after = ""
-		case operator == "":
-			literal += "%"
-		default:
-			flush()
-			out = append(out, part{operator, true})
-		}
-		s = after
-	}
-	flush()
-	return out
 }
 
 // Apply makes the edits in the order remove, set, add.
@@ -127,15 +88,15 @@ func (e *edit) apply(h *stream.Head, v Values, set bool) {
 func (e *edit) expand(v Values) []byte {
 	value := make([]byte, 0, 128)
 	for _, p := range e.parts {
-		if p.operator {
-			if out, ok := v.AppendValue(value, p.text); ok {
+		if p.Operator {
+			if out, ok := v.AppendValue(value, p.Text); ok {
 				value = out
 				continue
 			}
-			value = append(append(append(value, '%'), p.text...), '%')
+			value = append(append(append(value, '%'), p.Text...), '%')
 			continue
 		}
-		value = append(value, p.text...)
+		value = append(value, p.Text...)
 	}
 	return value
 }

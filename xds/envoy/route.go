@@ -413,7 +413,7 @@ func additions(e plan.HeaderEdits) []*core.HeaderValueOption {
 		for _, h := range list {
 			if !isHost(h.Name) {
 				out = append(out, &core.HeaderValueOption{
-					Header: &core.HeaderValue{Key: h.Name, Value: h.Value}, AppendAction: how, KeepEmptyValue: true,
+					Header: &core.HeaderValue{Key: h.Name, Value: format(h.Value)}, AppendAction: how, KeepEmptyValue: true,
 				})
 			}
 		}
@@ -421,6 +421,19 @@ func additions(e plan.HeaderEdits) []*core.HeaderValueOption {
 	add(e.Set, core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
 	add(e.Add, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
 	return out
+}
+
+// format writes a value so that Envoy, which refuses a % that it cannot read, finds the same operators in it as we do.
+func format(value string) string {
+	var b strings.Builder
+	for _, p := range plan.Template(value) {
+		if p.Operator {
+			b.WriteString("%" + p.Text + "%")
+		} else {
+			b.WriteString(strings.ReplaceAll(p.Text, "%", "%%"))
+		}
+	}
+	return b.String()
 }
 
 func removals(e plan.HeaderEdits) []string {

@@ -133,7 +133,7 @@ func reviewsRoute(out func(string) string, service plan.ServiceName) *plan.Route
 			},
 			{
 				Name:     "split",
-				Clusters: []plan.WeightedCluster{{Cluster: out("v1"), Weight: 100, Request: plan.HeaderEdits{Add: []plan.Header{{Name: "x-edited", Value: "100%%"}}}}},
+				Clusters: []plan.WeightedCluster{{Cluster: out("v1"), Weight: 100, Request: plan.HeaderEdits{Add: []plan.Header{{Name: "x-edited", Value: "100%%"}, {Name: "x-lone", Value: "5% over %PROTOCOL%"}}}}},
 				Timeout:  20 * time.Second, Operation: reviewsHost + ":9080/*",
 				Retry: &plan.Retry{
 					Attempts: 2, On: plan.On5xx | plan.OnStatusCodes, StatusCodes: []int{503}, PerTryTimeout: 5 * time.Second,
