@@ -148,7 +148,7 @@ var fields = []field{
 	texted("source.namespace", false, "default"), texted("source.principal", false, "cluster.local/ns/default/sa/web"),
 	texted("source.serviceAccount", false, "default/web"), texted("source.trustDomain", false, "cluster.local"),
 	texted("connection.sni", false, "reviews.example.com"), texted("request.headers[X-Role]", true, "admin"),
-	texted("request.headers[x-two]", true, "a,b"), texted("request.headers[:method]", true, "GET"),
+	texted("request.headers[:method]", true, "GET"),
 	texted("request.headers[:authority]", true, "Reviews:9080"), texted("request.headers[host]", true, "Reviews:9080"),
 	texted("request.headers[:path]", true, "/api/v1?x"),
 }
@@ -186,6 +186,51 @@ func TestFields(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestRepeatedField: whoever serves a request may see the first of several fields of one name, the last, or their list.
+// A deny policy denies if any of these is denied, an allow policy allows what all of the fields are allowed by.
+func TestRepeatedField(t *testing.T) {
+	a, ab, listed, begins := exact("a"), exact("a", "b"), exact("a,b"), of(plan.MatchPrefix, "a")
+	for _, test := range []struct {
+		name        string
+		values, not []plan.StringMatch
+		fields      string // of x-many, parted by spaces
+		allow, deny bool   // whether a policy of that action matches
+	}{
+		{"one", a, nil, "a", true, true},
+		{"one of another value", a, nil, "b", false, false},
+		{"hidden behind", a, nil, "b a", false, true},
+		{"hidden before", a, nil, "a b", false, true},
+		{"both listed", ab, nil, "a b", true, true},
+		{"none listed", ab, nil, "c d", false, false},
+		{"a list that was cut", listed, nil, "a b", false, true},
+		{"the beginning", begins, nil, "ax b", false, true},
+		{"the end", of(plan.MatchSuffix, "a"), nil, "b a", false, true},
+		{"present", of(plan.MatchPresent, ""), nil, "a b", true, true},
+		{"one excepted", nil, a, "a", false, false},
+		{"one besides the excepted", nil, a, "b", true, true},
+		{"both excepted", nil, of(plan.MatchPresent, ""), "a b", false, false},
+		{"excepted, hidden behind", nil, a, "b a", false, true},
+		{"excepted, hidden before", nil, a, "a b", false, true},
+		{"neither excepted", nil, a, "b c", true, true},
+		{"an excepted list that was cut", nil, listed, "a b", false, true},
+		{"listed and excepted", begins, a, "ax a", false, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			rule := when(plan.Condition{Key: "request.headers[X-Many]", Values: test.values, NotValues: test.not})
+			in := request()
+			for value := range strings.SplitSeq(test.fields, " ") {
+				in.Head.AddString("x-Many", value)
+			}
+			if got := compiled(t, policies(plan.ActionAllow, rule)).Judge(in).Allowed; got != test.allow {
+				t.Errorf("ALLOW lets the request in: %t", got)
+			}
+			if got := compiled(t, policies(plan.ActionDeny, rule)).Judge(in).Allowed; got == test.deny {
+				t.Errorf("DENY lets the request in: %t", got)
+			}
+		})
 	}
 }
 

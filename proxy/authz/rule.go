@@ -55,7 +55,7 @@ func (r *rule) matches(in *Input, deny bool) bool {
 		return false
 	}
 	for i := range r.when {
-		if !r.when[i].matches(in) {
+		if !r.when[i].matches(in, deny) {
 			return false
 		}
 	}
@@ -187,10 +187,19 @@ func (o *operation) matches(in *Input) bool {
 type condition struct {
 	http  bool // it looks at the request
 	match func(in *Input) bool
+	// header is the field that it looks at, in lower case; then values is what it wants of it.
+	header string
+	values texts
 }
 
-func (c *condition) matches(in *Input) bool {
-	return c.http && in.Head == nil || c.match(in) // without a request only deny policies come here
+func (c *condition) matches(in *Input, deny bool) bool {
+	switch {
+	case c.http && in.Head == nil:
+		return true // without a request only deny policies come here
+	case c.header != "":
+		return c.values.matchField(in.Head, c.header, deny)
+	}
+	return c.match(in)
 }
 
 // newCondition compiles a condition. One that has no values of the form that its key wants is refused: values that
@@ -249,7 +258,7 @@ func textCondition(p *plan.Condition, yes, no []plan.StringMatch) (condition, er
 	}
 	if name, ok := strings.CutPrefix(p.Key, "request.headers["); ok && strings.HasSuffix(name, "]") {
 		name = strings.ToLower(strings.TrimSuffix(name, "]"))
-		return condition{http: true, match: func(in *Input) bool { return text.match(header(in.Head, name)) }}, nil
+		return condition{http: true, header: name, values: text}, nil
 	}
 	if strings.HasPrefix(p.Key, "request.auth.") {
 		// No token is looked at yet: the attribute is absent, so that only the negations are met.
@@ -260,29 +269,44 @@ func textCondition(p *plan.Condition, yes, no []plan.StringMatch) (condition, er
 
 var errKey = errors.New("is unknown: see the keys that Istio lists for AuthorizationPolicy conditions")
 
-// header is the value of a field; several of one name count as one, joined by commas (RFC 9110 section 5.3), so that
-// none of them hides the others.
-func header(h *stream.Head, name string) []byte {
+// matchField matches a field of the request. Whoever serves the request may take the first of several fields of one name,
+// the last, or all of them as one list joined by commas (RFC 9110 section 5.3). In doubt it is denied: a deny policy
+// matches if it does for any of these, an allow policy if it does for each field, and if nothing that must not be is in
+// any of these.
+func (t *texts) matchField(h *stream.Head, name string, deny bool) bool {
 	switch name {
 	case ":method":
-		return h.Method()
+		return t.match(h.Method())
 	case ":path":
-		return h.Path()
+		return t.match(h.Path())
 	case ":authority", "host":
-		return h.Authority()
+		return t.match(h.Authority())
 	}
-	var value []byte
+	var joined []byte
 	n := 0
+	some, every, bad, allBad := false, true, false, true
+	see := func(value []byte) {
+		yes, no := t.yes.empty || matches(&t.yes, value), matches(&t.no, value)
+		some, every, bad, allBad = some || yes, every && yes, bad || no, allBad && no
+	}
 	for i := range h.Len() {
 		field, v := h.At(i)
 		if !stream.EqualFold(field, name) {
 			continue
 		}
 		if n++; n == 1 {
-			value = v // its capacity ends where it does: what is appended goes elsewhere
-			continue
+			joined = v // its capacity ends where it does: what is appended goes elsewhere
+		} else {
+			joined = append(append(joined, ','), v...)
 		}
-		value = append(append(value, ','), v...)
+		see(v)
 	}
-	return value
+	if n < 2 {
+		return t.match(joined)
+	}
+	if deny {
+		see(joined)
+		return some && !allBad
+	}
+	return every && !bad && !matches(&t.no, joined)
 }
