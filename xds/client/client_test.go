@@ -329,8 +329,8 @@ func TestAnswerCarriesSubscriptions(t *testing.T) {
 		s.expect(&ask{TypeUrl: typeA, ResourceNamesSubscribe: []string{"old", "x"}})
 		s.reply(typeA, "1", []string{"x=1"})
 		s.expect(
-			&ask{TypeUrl: typeA, ResponseNonce: "1", ResourceNamesSubscribe: []string{"new"}, ResourceNamesUnsubscribe: []string{"old"}},
 			&ask{TypeUrl: typeB, ResourceNamesSubscribe: []string{"b1", "b2"}},
+			&ask{TypeUrl: typeA, ResponseNonce: "1", ResourceNamesSubscribe: []string{"new"}, ResourceNamesUnsubscribe: []string{"old"}},
 		)
 	})
 }

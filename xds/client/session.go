@@ -132,6 +132,13 @@ func (s *session) take(message []byte) error {
 			"type", response.typeURL, "nonce", response.nonce, "cause", refusal)
 	}
 	request := c.subscriptions.answer(response, refusal)
+	// What the orders name is asked for before they are acknowledged: a server that has the acknowledgement knows that
+	// nothing else is wanting.
+	for _, wanted := range c.subscriptions.pending() {
+		if err := s.send(wanted); err != nil {
+			return err
+		}
+	}
 	if request == nil {
 		return nil
 	}
