@@ -148,9 +148,18 @@ func (r *rig) askOnce(ctx context.Context, q *request, text string) observation 
 		err = askHTTP1(o, c, q, text)
 	}
 	if err != nil {
-		o.set("error", cause(err))
+		o.set("error", ending(o, cause(err)))
 	}
 	return o
+}
+
+// ending is how a connection ended. If no answer came it does not matter by what packet: that depends on whether the
+// proxy had read the request when it hung up.
+func ending(o observation, cause string) string {
+	if _, answered := o["status"]; !answered && (cause == "end" || cause == "reset") {
+		return "no answer"
+	}
+	return cause
 }
 
 // dial connects as the request says.

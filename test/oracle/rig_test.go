@@ -160,20 +160,8 @@ func (r *rig) play(ctx context.Context, w *worldFile) ([]observation, error) {
 	return out, r.settle(ctx)
 }
 
-// settle returns when all proxies obey. Envoy's refusals (NACK) are errors. Orders reach a proxy's threads a moment after
-// it has accepted them, and proxies ask for what new orders name: so it looks again after a lull.
+// settle returns when all proxies obey. Envoy's refusals (NACK) are errors.
 func (r *rig) settle(ctx context.Context) error {
-	if err := r.obeyed(ctx); err != nil {
-		return err
-	}
-	select {
-	case <-time.After(lull):
-	case <-ctx.Done():
-	}
-	return r.obeyed(ctx)
-}
-
-func (r *rig) obeyed(ctx context.Context) error {
 	for _, p := range r.proxies {
 		if err := p.Settle(ctx); err != nil {
 			return err

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lateen-mesh/lateen/cli/host"
 	"github.com/lateen-mesh/lateen/identity"
@@ -37,7 +40,8 @@ func EnvoyBinary() (string, error) {
 	return path, nil
 }
 
-// bootstrap is Envoy's own configuration: who it is, and where its orders come from. The marks keep its connections from
+// bootstrap is Envoy's own configuration: who it is, and where its orders come from. Its one listener answers a worker's
+// word to who asks whether it has caught up. The marks keep its connections from
 // being captured, as SO_MARK (36 of SOL_SOCKET, 1) of 1337.
 const bootstrap = `{
 "node": {"id": %q, "cluster": %q, "metadata": %s},
@@ -46,7 +50,12 @@ const bootstrap = `{
 "dynamic_resources": {
   "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "xds-grpc"}}]},
   "lds_config": {"ads": {}, "resource_api_version": "V3"}, "cds_config": {"ads": {}, "resource_api_version": "V3"}},
-"static_resources": {"clusters": [{
+"static_resources": {"listeners": [{
+  "name": "probe", "address": {"pipe": {"path": %q}},
+  "filter_chains": [{"filters": [{"name": "envoy.filters.network.direct_response", "typed_config": {
+    "@type": "type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config",
+    "response": {"inline_string": "done"}}}]}]}],
+"clusters": [{
   "name": "xds-grpc", "type": "STATIC", "connect_timeout": "5s",
   "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
     "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -123,11 +132,30 @@ func (p *Proxy) bootstrap(token host.Token) (string, error) {
 		mark = markOption
 	}
 	id := fmt.Sprintf("%s~%s~%s.%s~%s.svc.cluster.local", kind, first, p.load.Name, p.load.Namespace, p.load.Namespace)
-	return fmt.Sprintf(bootstrap, id, p.load.Name+"."+p.load.Namespace, metadata, p.admin, mark, token.ControlName, token.ControlName,
+	return fmt.Sprintf(bootstrap, id, p.load.Name+"."+p.load.Namespace, metadata, p.admin, mark, p.probe(), token.ControlName, token.ControlName,
 		at.Addr().String(), at.Port()), nil
 }
 
-// warm is nil if Envoy has nothing that it still prepares, and has refused nothing.
+// probe is the path of the Unix socket on which Envoy's workers answer.
+func (p *Proxy) probe() string { return p.admin + "-probe" }
+
+// caughtUp is nil once a worker obeys what Envoy's main thread has accepted. The main thread hands each order to the
+// workers as a task of its own, and a worker does its tasks before it serves a connection that came after them. With
+// several workers one of them answers for all.
+func (p *Proxy) caughtUp(ctx context.Context) error {
+	c, err := (&net.Dialer{Timeout: patience}).DialContext(ctx, "unix", p.probe())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	_, err = io.ReadAll(c)
+	return err
+}
+
+// warm is nil if Envoy has nothing that it still prepares, has refused nothing, and its workers know all of it.
 func (p *Proxy) warm(ctx context.Context) error {
 	text, err := p.Admin(ctx, "/stats?filter=warming|listener_create_failure|update_rejected")
 	if err != nil {
@@ -138,5 +166,5 @@ func (p *Proxy) warm(ctx context.Context) error {
 			return fmt.Errorf("%s of Envoy is %s", name, value)
 		}
 	}
-	return nil
+	return p.caughtUp(ctx)
 }
