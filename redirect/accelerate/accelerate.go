@@ -69,7 +69,8 @@ type maps struct {
 	closed     *ebpf.Map // One word: not 0 when the accelerator has ended.
 }
 
-// New attaches an accelerator. An error says what the kernel or the user lacks: nothing is attached then.
+// New attaches an accelerator, and tries it on the loopback interface of the caller's network namespace. An error says
+// what the kernel or the user lacks: nothing is attached then.
 func New(c Config) (*Accelerator, error) {
 	if len(c.Ports) == 0 || len(c.Ports) > maxPorts {
 		return nil, fmt.Errorf("accelerate: %d ports, want 1 to %d", len(c.Ports), maxPorts)
@@ -127,7 +128,10 @@ func (a *Accelerator) attach(c Config) error {
 	if err != nil {
 		return err
 	}
-	return a.join(c.Cgroup, ebpf.AttachCGroupSockOps, pairing)
+	if err := a.join(c.Cgroup, ebpf.AttachCGroupSockOps, pairing); err != nil {
+		return err
+	}
+	return a.try(c.Mark)
 }
 
 // load loads a program.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -116,6 +117,28 @@ func TestMask(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestTrial: where the control group does not hold the connection, as where the kernel does nothing, there is none.
+func TestTrial(t *testing.T) {
+	if err := attach(t).Close(); err != nil {
+		t.Fatal(err)
+	}
+	root, err := ownCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty, err := os.MkdirTemp(root, "lateen-test-") //nolint:usetesting // A control group, not a folder.
+	if err != nil {
+		t.Skip("no control group can be made: ", err)
+	}
+	defer func() { _ = os.Remove(empty) }()
+	c := testConfig()
+	c.Cgroup = empty
+	if a, err := New(c); err == nil || !strings.Contains(err.Error(), "over TCP all the same") {
+		t.Errorf("an accelerator that does nothing is taken: %v", err)
+		_ = a.Close()
 	}
 }
 
@@ -442,7 +465,7 @@ func TestKilled(t *testing.T) {
 
 // TestShort makes many short connections: none may stall.
 func TestShort(t *testing.T) {
-	const connections, clients = 6000, 16
+	const connections, clients = 3200, 16
 	each(t, func(t *testing.T, _ *Accelerator, s shape) {
 		l := s.listener(t)
 		var served, group sync.WaitGroup
