@@ -1,12 +1,13 @@
-# make build | demo | test | quick | lint | fuzz | bench | profile | fix; `make test` is everything, on a fresh machine.
+# make build | demo | test | quick | lint | fuzz | bench | soak | profile | fix; `make test` is everything, on a fresh machine.
 SHELL := /bin/bash -o pipefail
 BIN   := lateen lateend lateen-proxy
 TOOL   = go tool -modfile=tools/go.mod
 FUZZTIME ?= 3000x
 SCENARIO ?= h1
 OUT      ?= bin/profile
+SOAK     ?= 20m
 
-.PHONY: build demo test quick lint fuzz bench microbench profile fix setup clean
+.PHONY: build demo test quick lint fuzz bench microbench soak profile fix setup clean
 
 build: $(BIN:%=bin/%) bin/bookinfo
 bin/bookinfo: FORCE
@@ -39,6 +40,9 @@ bench: ## our proxy beside Envoy, HAProxy and nginx
 	@tools/setup-bench
 	@mkdir -p bin
 	go run ./test/bench -markdown bin/bench.md -plot bin/bench.svg -json bin/bench.json && cat bin/bench.md
+
+soak: ## mixed traffic while the mesh changes, every byte checked: make soak [SOAK=20m]
+	go test ./test/soak -v -count 1 -timeout 12h -soak $(SOAK)
 
 microbench: ## functions by themselves
 	go test -run '^$$' -bench . -benchmem -benchtime 1s ./...
