@@ -308,7 +308,7 @@ func (u *conn) open(o *Opening) {
 	t.over = u.c
 	send, ok := u.h2.Open(t)
 	if !ok {
-		o.again(telemetry.UpstreamReset, errCancelled)
+		o.again(errCancelled)
 		return
 	}
 	t.send, o.asked = send, t
@@ -343,10 +343,10 @@ func (c *Client) request(r *Request) *stream.Head {
 }
 
 // again asks once more on another connection, or gives up.
-func (o *Opening) again(why telemetry.Reason, err error) {
+func (o *Opening) again(err error) {
 	p := o.pool
 	if o.done == nil || o.tries >= triesPerTunnel || len(p.waiters) >= waitersPerPeer {
-		o.fail(why, fmt.Errorf("tunnel to %s by %s: %w", o.req.Dst, p.peer.Addr, err))
+		o.fail(telemetry.TunnelRefused, fmt.Errorf("tunnel to %s by %s: %w", o.req.Dst, p.peer.Addr, err))
 		return
 	}
 	p.waiters = append(p.waiters, o)
@@ -450,5 +450,5 @@ func (t *outbound) OnAbort(why stream.Abort, err error) {
 		return
 	}
 	t.opening, o.asked = nil, nil
-	o.again(telemetry.UpstreamReset, err)
+	o.again(err)
 }
