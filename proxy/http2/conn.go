@@ -334,7 +334,8 @@ func (c *core) onReset(h frameHeader, p []byte) *Error {
 		return c.spend(guardControl, 1)
 	}
 	var err *Error
-	if c.server && c.now()-x.opened < soonReset {
+	// A tunnel that stands is a connection of its own: that it is reset says nothing of the others.
+	if c.server && c.now()-x.opened < soonReset && x.flags&(isTunnel|sentHead) != isTunnel|sentHead {
 		err = c.spend(guardReset, 1)
 	}
 	code, why := ErrCode(binary.BigEndian.Uint32(p)), stream.AbortReset
