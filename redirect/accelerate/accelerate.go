@@ -2,16 +2,17 @@
 // sends on such a connection goes straight into the queue that the proxy reads, without passing through TCP.
 //
 // In comes a Config that says how the proxy's sockets are recognised, and the network namespaces in which to look for
-// connections (Admit). Out goes nothing that anybody has to know: sockets stay sockets. Two BPF programs do it, which
-// are attached to a control group: one pairs the two ends of each new local connection, the other redirects what is
-// sent. Nothing is pinned: the programs are detached when the Accelerator is closed or its process ends, and open
-// connections go on.
+// connections (Admit). Out goes nothing that anybody has to know: sockets stay sockets. Three BPF programs do it, two of
+// them attached to a control group: one pairs the ends of each new local connection, one redirects what is sent, one
+// keeps socket options away that the direct way has not. Nothing is pinned: the programs are detached when the
+// Accelerator is closed or its process ends, and open connections go on.
 //
 // Only the direction towards the proxy is shortened, because the reading end can tell the difference (see
 // docs/decisions/006-accelerator.md) and the proxy is the only reader that we know. Whoever reads must not take a short
 // read for an empty queue.
 //
-// The package must not know what is sent, and imports nothing of ours. Its methods may be called concurrently.
+// The package must not know what is sent, and imports nothing of ours. Its methods may be called
+// concurrently, but Close is the last.
 package accelerate
 
 import (

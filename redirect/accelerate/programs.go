@@ -7,25 +7,25 @@ import (
 
 // Offsets into the contexts of the programs (linux/bpf.h).
 const (
-	opsOp          = 0   // struct bpf_sock_ops
-	opsNewState    = 8   // args[1] of a change of state
-	opsFamily      = 20  //
-	opsRemote4     = 24  // network byte order
-	opsLocal4      = 28  //
-	opsRemote6     = 32  //
-	opsLocal6      = 48  //
-	opsRemotePort  = 64  // network byte order
-	opsLocalPort   = 68  // host byte order
-	opsCallbacks   = 84  //
-	opsReceiveNext = 100 //
-	opsSendNext    = 104 //
+	opsOp          = 0 // struct bpf_sock_ops
+	opsNewState    = 8 // args[1] of a change of state
+	opsFamily      = 20
+	opsRemote4     = 24 // network byte order
+	opsLocal4      = 28
+	opsRemote6     = 32
+	opsLocal6      = 48
+	opsRemotePort  = 64 // network byte order
+	opsLocalPort   = 68 // host byte order
+	opsCallbacks   = 84
+	opsReceiveNext = 100
+	opsSendNext    = 104
 	opsSegmentsIn  = 144 // that carried data
 	opsSegmentsOut = 152 // that carried data
-	opsSocket      = 184 //
-	msgSocket      = 72  // struct sk_msg_md
-	sockoptSocket  = 0   // struct bpf_sockopt
-	sockoptLevel   = 24  //
-	sockoptName    = 28  //
+	opsSocket      = 184
+	msgSocket      = 72 // struct sk_msg_md
+	sockoptSocket  = 0  // struct bpf_sockopt
+	sockoptLevel   = 24
+	sockoptName    = 28
 	opActive       = 4   // BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
 	opPassive      = 5   // BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
 	opState        = 10  // BPF_SOCK_OPS_STATE_CB
@@ -42,13 +42,13 @@ const (
 
 // The offsets of the fields of the maps' values.
 const (
-	waitingCookie = 0  // struct waiting
-	waitingSocket = 8  //
-	waitingProxy  = 16 //
-	pairTarget    = 0  // struct pair
-	pairSocket    = 8  //
-	pairStart     = 16 //
-	pairOverTCP   = 20 //
+	waitingCookie = 0 // struct waiting
+	waitingSocket = 8
+	waitingProxy  = 16
+	pairTarget    = 0 // struct pair
+	pairSocket    = 8
+	pairStart     = 16
+	pairOverTCP   = 20
 )
 
 // program collects instructions. A label is put on the instruction that follows it.
