@@ -203,6 +203,13 @@ func (w *worker) endpointRef(t target) telemetry.PeerRef {
 	return r
 }
 
+// forgetPlans empties the caches that go by parts of the plan: a part that is not in force any more would be held by them,
+// and with an endpoint all that came with it. What is still used is made again.
+func (w *worker) forgetPlans() {
+	clear(w.endpoints)
+	clear(w.sinks)
+}
+
 func peerOf(p plan.Workload, identity string) telemetry.Peer {
 	return telemetry.Peer{
 		Workload: p.Name, Namespace: p.Namespace, Principal: identity, App: p.App, Version: p.Version,

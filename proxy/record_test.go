@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"os"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/balance"
 	"github.com/lateen-mesh/lateen/proxy/table"
 	"github.com/lateen-mesh/lateen/telemetry/metrics"
 )
@@ -69,6 +71,37 @@ func TestRecordAllocations(t *testing.T) {
 				t.Errorf("counted %+v, want one series of 1002 requests", n)
 			}
 		})
+	}
+}
+
+// TestPlansAreForgotten: what has been told about plans that are not in force any more does not hold them.
+func TestPlansAreForgotten(t *testing.T) {
+	x := finished(t, tellings()["log"])
+	w := x.w
+	for range 3 { // an update of the cluster's endpoints and of the listener each time
+		l := *x.d.s.listener.Plan
+		x.d.s.listener = &table.Listener{Plan: &l}
+		cluster := balance.New(&plan.Cluster{Name: "c"}, nil)
+		cluster.SetEndpoints([]plan.Endpoint{endpointAt("10.0.0.1:80", "app")})
+		x.rec.target = target{cluster: cluster, ep: cluster.Endpoints()[0]}
+		w.endpointRef(x.rec.target)
+		x.rec.end(x)
+		if len(w.endpoints) != 1 || len(w.sinks) != 1 {
+			t.Errorf("%d endpoints and %d listeners are held, want one of each", len(w.endpoints), len(w.sinks))
+		}
+		w.sweep()
+	}
+	c := tlsConfigs{}
+	for range 3 {
+		for _, name := range []string{"a", "b"} {
+			_, err := c.client(&plan.Cluster{Name: name}, nil, nil, func() (*tls.Config, error) { return &tls.Config{}, nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(c.clients) != 2 {
+		t.Errorf("%d configurations for two clusters", len(c.clients))
 	}
 }
 

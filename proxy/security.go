@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -21,7 +22,8 @@ import (
 	"github.com/lateen-mesh/lateen/proxy/table"
 )
 
-// tlsConfigs makes crypto/tls configurations and keeps them as long as the plan that they came from is in force.
+// tlsConfigs makes crypto/tls configurations and keeps them, those of a cluster until its
+// orders change.
 type tlsConfigs struct {
 	holder *identity.Holder
 
@@ -196,6 +198,9 @@ func (t *tlsConfigs) client(c *plan.Cluster, s *plan.Secret, alpn []string, buil
 	if err != nil {
 		return nil, fmt.Errorf("cluster %q: %w", c.Name, err)
 	}
+	maps.DeleteFunc(t.clients, func(k clientKey, _ *tls.Config) bool { // those of earlier orders
+		return k.cluster.Name == c.Name && (k.cluster != c || k.secret != s)
+	})
 	if t.clients == nil || len(t.clients) >= cacheMax {
 		t.clients = map[clientKey]*tls.Config{}
 	}

@@ -102,6 +102,7 @@ func (w *worker) sweep() {
 		t.sweep(now)
 	}
 	w.sweepPools(now)
+	w.forgetPlans()
 	w.tunnels.Sweep(now, tunnelIdle)
 	if w.draining {
 		w.sweeper.Reset(drainQuiet / 2)
