@@ -2,8 +2,10 @@ package proxy
 
 import (
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lateen-mesh/lateen/proxy/stream"
 	"github.com/lateen-mesh/lateen/telemetry"
@@ -49,8 +51,9 @@ func (x *exchange) answerWith(why telemetry.Reason, status int, text string, add
 	x.finishLocal(h, body)
 }
 
-// finishLocal edits and sends a response of our own.
+// finishLocal dates, edits and sends a response of our own.
 func (x *exchange) finishLocal(h *stream.Head, body []byte) {
+	h.Add([]byte("date"), x.w.date.line(x.w.loop.Now()))
 	x.editResponse(h)
 	x.rec.status = h.Status
 	end := len(body) == 0 || string(x.req.Method()) == "HEAD"
@@ -212,4 +215,17 @@ func (w *worker) responseHead(status int) *stream.Head {
 	w.own.Reset()
 	w.own.Status = status
 	return &w.own
+}
+
+// date is the value of the field Date (RFC 9110 section 6.6.1), which is made once a second.
+type date struct {
+	second int64
+	text   []byte
+}
+
+func (d *date) line(now time.Time) []byte {
+	if s := now.Unix(); s != d.second || d.text == nil {
+		d.second, d.text = s, now.UTC().AppendFormat(d.text[:0], http.TimeFormat)
+	}
+	return d.text
 }

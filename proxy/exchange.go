@@ -66,6 +66,7 @@ type progress struct {
 	tries      int  // attempts beyond the first
 	resends    int  // attempts repeated because a pooled connection had closed
 
+	orders   orders            // of the request itself
 	timed    bool              // the timeout has been looked at
 	key      string            // Sec-WebSocket-Key: the client's, or ours where the client's HTTP has none
 	waiting  func(x *exchange) // what wait continues with
@@ -428,7 +429,7 @@ func (x *exchange) wantsHTTP2Of(cluster *balance.Cluster) bool {
 }
 
 // startTimeout bounds the rest of the exchange, once the request is complete and on its way to a cluster: by the rule's
-// timeout, or by the client's own for gRPC if that is shorter (Istio: maxGrpcTimeout is the rule's timeout). A delay that
+// timeout, by what the request orders in its place, or by the client's own for gRPC if that is shorter (Istio: maxGrpcTimeout is the rule's timeout). A delay that
 // is injected comes before and is not part of it.
 func (x *exchange) startTimeout() {
 	if x.timed || x.tunnel || x.cluster == nil {
@@ -439,6 +440,9 @@ func (x *exchange) startTimeout() {
 	var d time.Duration
 	if x.rule != nil {
 		d = x.rule.Plan.Timeout
+	}
+	if x.orders.timed {
+		d = x.orders.timeout
 	}
 	if x.grpc {
 		if v, ok := x.req.Get("grpc-timeout"); ok {

@@ -24,6 +24,8 @@ func (x *exchange) prepare() {
 	x.identify()
 	if x.d.s.listener.Plan.Direction == plan.Gateway {
 		dropInternal(h)
+	} else if x.rule != nil {
+		x.takeOrders(h)
 	}
 	x.clientCert(h, http.ForwardClientCert)
 	x.peerRequest(h, http)

@@ -190,11 +190,11 @@ func TestEnvoyHeaders(t *testing.T) {
 	if got, want := saw(res), "1|/old|svc:80/*|||forged|"; got != want || res.Header.Get("X-Envoy-Decorator-Operation") != "" {
 		t.Errorf("with spans: %s, want %s; response %v", got, want, res.Header)
 	}
-	// A sidecar believes its peers: it counts no attempts and passes on what others have said.
+	// A sidecar believes its peers: it counts no attempts, obeys orders, and passes on what else others have said.
 	in := sidecar(t, nil, "server")
 	at := in.inbound(s.Listener.Addr().String(), func(*plan.Chain) {})
 	res, _ = fetch(t, webClient(t), request(t, "GET", "http://"+at+"/", nil, forged...))
-	if got, want := saw(res), strings.Repeat("forged|", len(names)); got != want || res.Header.Get("X-Envoy-Upstream-Service-Time") == "forged" {
+	if got, want := saw(res), "forged|forged|forged|||forged|"; got != want || res.Header.Get("X-Envoy-Upstream-Service-Time") == "forged" {
 		t.Errorf("inbound: %s, want %s; response %v", got, want, res.Header)
 	}
 }

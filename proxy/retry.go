@@ -1,10 +1,14 @@
 package proxy
 
 import (
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/balance"
+	"github.com/lateen-mesh/lateen/proxy/stream"
 	"github.com/lateen-mesh/lateen/telemetry"
 )
 
@@ -17,11 +21,88 @@ const (
 // resendsMax is how often a request is repeated because the pooled connection it was sent on had been closed.
 const resendsMax = 2
 
-func (x *exchange) retryPolicy() *plan.Retry {
-	if x.rule == nil {
-		return nil
+// attemptsMax bounds the attempts beyond the first that a request may order.
+const attemptsMax = 25
+
+// orders is what a request orders of its proxy, in place of what its route says (Envoy, "Router", HTTP headers).
+type orders struct {
+	timeout time.Duration // 0: none
+	timed   bool          // there is one
+	retry   *plan.Retry   // nil: as the route says
+}
+
+// orderPrefixes begin the names of all fields with orders.
+var orderPrefixes = [...]string{"x-envoy-upstream-rq-", "x-envoy-ret", "x-envoy-max-"}
+
+// takeOrders reads the orders of a request, and takes them out of it: they are for the first proxy. Mostly there are none.
+func (x *exchange) takeOrders(h *stream.Head) {
+	for i := range h.Len() {
+		name, _ := h.At(i)
+		for _, prefix := range orderPrefixes {
+			if len(name) > len(prefix) && stream.EqualFold(name[:len(prefix)], prefix) {
+				x.readOrders(h)
+				return
+			}
+		}
 	}
-	return x.rule.Plan.Retry
+}
+
+func (x *exchange) readOrders(h *stream.Head) {
+	take := func(name string) (string, bool) {
+		value, has := h.Get(name)
+		text := string(value)
+		if has {
+			h.Del(name)
+		}
+		return text, has
+	}
+	number := func(name string) (int, bool) {
+		text, has := take(name)
+		n, err := strconv.ParseUint(text, 10, 31)
+		return int(n), has && err == nil
+	}
+	if ms, ok := number("x-envoy-upstream-rq-timeout-ms"); ok {
+		x.orders.timeout, x.orders.timed = time.Duration(ms)*time.Millisecond, true
+	}
+	r := plan.Retry{Attempts: 1} // Envoy's default where the route has none
+	if own := x.rule.Plan.Retry; own != nil && own.Attempts > 0 {
+		r = *own
+	}
+	perTry, hasTry := number("x-envoy-upstream-rq-per-try-timeout-ms")
+	if hasTry {
+		r.PerTryTimeout = time.Duration(perTry) * time.Millisecond
+	}
+	on, hasOn := take("x-envoy-retry-on")
+	grpc, hasGRPC := take("x-envoy-retry-grpc-on")
+	for name := range strings.SplitSeq(on+","+grpc, ",") {
+		if i := slices.Index(plan.RetryOnNames, strings.TrimSpace(name)); i >= 0 {
+			r.On |= 1 << i
+		}
+	}
+	codes, hasCodes := take("x-envoy-retriable-status-codes")
+	for text := range strings.SplitSeq(codes, ",") {
+		if code, err := strconv.Atoi(strings.TrimSpace(text)); err == nil {
+			r.StatusCodes = append(slices.Clip(r.StatusCodes), code)
+		}
+	}
+	most, hasMost := number("x-envoy-max-retries")
+	if hasMost {
+		r.Attempts = min(most, attemptsMax)
+	}
+	if hasTry || r.On != 0 && (hasOn || hasGRPC || hasCodes || hasMost) {
+		x.orders.retry = &r
+	}
+}
+
+// retryPolicy is the request's, or that of its route; nil: there is none.
+func (x *exchange) retryPolicy() *plan.Retry {
+	switch {
+	case x.orders.retry != nil:
+		return x.orders.retry
+	case x.rule != nil:
+		return x.rule.Plan.Retry
+	}
+	return nil
 }
 
 // mayRetry reports whether a response is one to be asked for again.
@@ -34,7 +115,7 @@ func (x *exchange) mayRetry(status, grpc int) bool {
 	hit := on&plan.On5xx != 0 && status >= 500 ||
 		on&plan.OnGatewayError != 0 && status >= 502 && status <= 504 ||
 		on&plan.OnRetriable4xx != 0 && status == 409 ||
-		on&plan.OnStatusCodes != 0 && x.rule.RetriesStatus(status) ||
+		on&plan.OnStatusCodes != 0 && slices.Contains(r.StatusCodes, status) ||
 		grpc > 0 && on&grpcCondition(grpc) != 0
 	return hit && x.takeRetry()
 }

@@ -54,6 +54,7 @@ type worker struct {
 	origins   map[plan.Origin]string
 
 	own        stream.Head // for responses of our own
+	date       date        // ... and when they are made
 	propagator trace.Propagator
 	span       trace.Span
 	scratch    []byte

@@ -202,11 +202,6 @@ func endsIn(name []byte, suffix string) bool {
 	return len(name) > len(suffix) && string(name[len(name)-len(suffix):]) == suffix
 }
 
-// RetriesStatus reports whether the retry policy lists a status.
-func (r *Rule) RetriesStatus(code int) bool {
-	return r.Plan.Retry != nil && slices.Contains(r.Plan.Retry.StatusCodes, code)
-}
-
 // AllowsOrigin reports whether the rule's CORS policy lists an origin.
 func (r *Rule) AllowsOrigin(origin []byte) bool {
 	return slices.ContainsFunc(r.origins, func(m textMatch) bool { return m.matches(origin) })
