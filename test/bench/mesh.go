@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -126,7 +127,7 @@ func (s *stage) addMesh(ctx context.Context, sc *scenario, p *peer, n int) error
 	at, first := virtualAddress(n), meshPort
 	if sc.position&atServer != 0 {
 		at, first = serverAddress(n), appPort
-	} else if err := s.sidecar(ctx, p, p.place, "client-"+p.name, clientAddress(n), nil); err != nil {
+	} else if err := s.sidecar(ctx, p, p.place, "client-"+p.name, clientAddress(n), nil, nil); err != nil {
 		return err
 	}
 	ports := map[string]uint16{}
@@ -134,16 +135,25 @@ func (s *stage) addMesh(ctx context.Context, sc *scenario, p *peer, n int) error
 		p.ports = append(p.ports, netip.AddrPortFrom(at, uint16(first+i)))
 		ports["port-"+strconv.Itoa(i)] = uint16(appPort + i)
 	}
-	if err := s.sidecar(ctx, p, server, "server-"+p.name, serverAddress(n), ports); err != nil {
+	var labels map[string]string
+	if sc.position&tunnels != 0 {
+		labels = map[string]string{"networking.istio.io/tunnel": "http"}
+	}
+	if err := s.sidecar(ctx, p, server, "server-"+p.name, serverAddress(n), ports, labels); err != nil {
 		return err
 	}
 	return answers(ctx, p)
 }
 
-// sidecar starts one in a place.
-func (s *stage) sidecar(ctx context.Context, p *peer, at *world.Place, name string, address netip.Addr, ports map[string]uint16) error {
+// sidecar starts one in a place, for a workload with these labels besides its name.
+func (s *stage) sidecar(ctx context.Context, p *peer, at *world.Place, name string, address netip.Addr, ports map[string]uint16, labels map[string]string) error {
+	labels = maps.Clone(labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels["app"] = name
 	run, err := s.world.Start(ctx, world.Workload{
-		Kind: world.Kind(p.name), Role: proxy.RoleSidecar, Name: name, Namespace: namespace, Labels: map[string]string{"app": name},
+		Kind: world.Kind(p.name), Role: proxy.RoleSidecar, Name: name, Namespace: namespace, Labels: labels,
 		Addresses: []netip.Addr{address}, Ports: ports, Place: at,
 	})
 	if err != nil {

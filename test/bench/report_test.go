@@ -166,7 +166,7 @@ func TestTemplates(t *testing.T) {
 // TestPeers leaves out who cannot stand in a position.
 func TestPeers(t *testing.T) {
 	all := []string{peerEnvoy, peerHAProxy, peerNginx}
-	for name, want := range map[string][]string{"h1": all, "l4-mtls": all, "h1-mesh": all[:1], "h1-mesh-pair": all[:1]} {
+	for name, want := range map[string][]string{"h1": all, "l4-mtls": all, "hbone": all[1:], "h1-mesh": all[:1], "h1-mesh-pair": all[:1]} {
 		sc := (&config{scenarios: []string{name}}).chosen()[0]
 		if diff := cmp.Diff(want, sc.peers(all)); diff != "" {
 			t.Errorf("%s: %s", name, diff)

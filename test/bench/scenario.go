@@ -28,12 +28,15 @@ const (
 	fresh                          // everything is started anew for each measurement
 	timed                          // the first answer of each proxy is waited for
 	obedient                       // only those that obey our control plane can be compared
+	tunnels                        // the services' workloads want HBONE, which Envoy and the others have no part in
 )
 
 // peers are those of a list that can be compared in the scenario.
 func (sc *scenario) peers(list []string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(p string) bool {
 		switch {
+		case p == peerEnvoy && sc.position&tunnels != 0:
+			return true // it would go on as in l4-mtls
 		case obeys(p):
 			return false
 		case sc.position&(obedient|atServer|atClient) != 0:
@@ -165,6 +168,7 @@ func scenarios() []scenario {
 		{"h1-mesh", "HTTP/1.1 beside the service: mutual TLS in, 20 authorization rules, access log", http1Service(page), h1[:1], atServer},
 		{"h1-mesh-pair", "HTTP/1.1 through both sidecars, mutual TLS between them", http1Service(page), h1[:1], atBoth},
 		{"l4-mtls", "TCP through two proxies, mutual TLS between them", tcp, tcpLoads, atBoth},
+		{"hbone", "TCP through two proxies, in HBONE tunnels between ours, each in mutual TLS between others", tcp, tcpLoads, atBoth | tunnels},
 	}
 	return append(list, lifeScenarios()...)
 }

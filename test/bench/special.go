@@ -175,7 +175,7 @@ func (s *stage) startLarge(ctx context.Context, sc *scenario, names []string) er
 		for j := range sc.services {
 			p.ports = append(p.ports, netip.AddrPortFrom(largeAddress(j), meshPort))
 		}
-		if err := s.admit(ctx, p, sc, s.sidecar(ctx, p, p.place, "client-"+name, clientAddress(i), nil)); err != nil {
+		if err := s.admit(ctx, p, sc, s.sidecar(ctx, p, p.place, "client-"+name, clientAddress(i), nil, nil)); err != nil {
 			return err
 		}
 	}
