@@ -64,7 +64,8 @@ func (b *backend) start(ctx context.Context) error {
 	protocols.SetUnencryptedHTTP2(true)
 	b.http = &http.Server{
 		Handler: http.HandlerFunc(b.serveHTTP), Protocols: protocols, ReadHeaderTimeout: patience,
-		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		ErrorLog:    slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
 	}
 	b.grpc = grpc.NewServer(grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(b.serveGRPC), grpc.MaxRecvMsgSize(hugeMax+1))
 	b.conns, b.ports = map[net.Conn]struct{}{}, nil
@@ -341,10 +342,13 @@ func (a *answer) crash() {
 	if a.o.End != endCrash || a.r.ProtoMajor != 1 {
 		return // the handler's end ends it
 	}
-	if c, _, err := a.out.Hijack(); err == nil {
+	if c, ok := a.r.Context().Value(connKey{}).(net.Conn); ok { // Hijack would wait for who reads the request
 		reset(c)
 	}
 }
+
+// connKey is where the context of a request has its connection.
+type connKey struct{}
 
 // upgrade makes a connection a WebSocket's, whose bytes are those of an order. Frames are not looked at: they are bytes
 // to the proxies, too.

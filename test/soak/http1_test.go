@@ -51,7 +51,7 @@ func (p *http1Player) play(ctx context.Context, w *worker) {
 	if err == nil {
 		err = p.exchange(ctx, o)
 	}
-	if err != nil || p.close1 {
+	if err != nil || p.close1 || o.byClient() {
 		p.close()
 	}
 	w.end(o, f, err)

@@ -191,7 +191,7 @@ func stamp(line string) (time.Time, bool) {
 // concerns reports whether a line may tell of the failure.
 func (f *failure) concerns(line string) bool {
 	return strings.Contains(line, fmt.Sprintf("%016x", f.order.ID)) || f.facts.local != "" && strings.Contains(line, f.facts.local+" ") ||
-		strings.HasPrefix(line, "time=")
+		strings.HasPrefix(line, "time=") && !strings.Contains(line, "certificate obtained")
 }
 
 // certificates are of the clients' own TLS, which the proxies pass on.

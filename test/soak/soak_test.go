@@ -268,8 +268,10 @@ const (
 
 // rest ends the backends and takes the services away; then the proxies must hold no more than before the traffic.
 func (s *soak) rest(t *testing.T, before map[string]held) {
-	for _, b := range s.rig.backends {
-		b.close()
+	for _, b := range s.rig.backends { // which may still read what a client has sent
+		ending, cancel := context.WithTimeout(t.Context(), drains)
+		b.drain(ending)
+		cancel()
 	}
 	_, services, _ := strings.Cut(meshYAML, "---\n")
 	if err := s.rig.mesh.Delete(t.Context(), services); err != nil {
