@@ -180,7 +180,7 @@ func (c *core) frames(p []byte) int {
 	done := 0
 	for !c.dead && len(p)-done >= frameHeaderLen {
 		h := parseFrameHeader(p[done:])
-		if h.length > maxFrameSize {
+		if h.length > c.cfg.FrameBytes {
 			c.fail(fault(ErrCodeFrameSize, "a frame is longer than SETTINGS_MAX_FRAME_SIZE"))
 			break
 		}

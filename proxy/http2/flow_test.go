@@ -93,6 +93,22 @@ func TestSendFrameSize(t *testing.T) {
 	}
 }
 
+// TestReceiveFrameSize: the peer is told how long its frames may be, and held to it.
+func TestReceiveFrameSize(t *testing.T) {
+	b := bareBed(t, Config{FrameBytes: 20_000})
+	if said := only(b.frames(), frameSettings)[0].payload; !strings.Contains(string(said), setting(settingMaxFrameSize, 20_000)) {
+		t.Errorf("SETTINGS say %x", said)
+	}
+	b.feed(Preface, rawSettings(), open1, rawData(1, false, strings.Repeat("x", 20_000)))
+	if len(b.errs) > 0 || len(b.reqs[0].body) != 20_000 {
+		t.Errorf("%d bytes arrived, %v", len(b.reqs[0].body), b.errs)
+	}
+	b.feed(rawData(1, false, strings.Repeat("x", 20_001)))
+	if len(b.errs) != 1 || !strings.Contains(b.errs[0], ErrCodeFrameSize.String()) {
+		t.Errorf("a frame that is too long: %v", b.errs)
+	}
+}
+
 // TestSendTrailersWait: trailers go out behind the data that waits, also when the Conn is Full.
 func TestSendTrailersWait(t *testing.T) {
 	b := newBed(t, Config{})

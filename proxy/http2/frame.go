@@ -5,7 +5,7 @@ import "encoding/binary"
 // Sizes and limits of RFC 9113 sections 4 and 6.
 const (
 	frameHeaderLen = 9
-	// maxFrameSize is the longest payload that we accept: the initial value, never raised.
+	// maxFrameSize is the longest payload that everybody accepts: the initial value.
 	maxFrameSize = 16 << 10
 	maxStreamID  = 1<<31 - 1
 	maxWindow    = 1<<31 - 1

@@ -85,6 +85,9 @@ type Config struct {
 	HeadBytesMax int
 	// HeadFieldsMax bounds the number of fields of a head or trailers, pseudo-fields and cookie crumbs included. 0: 128.
 	HeadFieldsMax int
+	// FrameBytes is the longest payload of a frame that the peer may send, at least 16 KiB, which is the default. The loop
+	// must be able to keep that and 9 bytes more.
+	FrameBytes int
 	// SendBuffer is how many bytes of one exchange may wait for the peer's window before Sender.Full. 0: 64 KiB.
 	SendBuffer int
 	// StallTimeout is how long an exchange that is no tunnel may wait for the peer's window without
@@ -108,6 +111,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxStreams, defaultMaxStreams)
 	setDefault(&c.HeadBytesMax, defaultHeadBytesMax)
 	setDefault(&c.HeadFieldsMax, defaultHeadFieldsMax)
+	setDefault(&c.FrameBytes, maxFrameSize)
 	setDefault(&c.SendBuffer, defaultSendBuffer)
 	c.ConnWindow = max(c.ConnWindow, initialWindow)
 	if c.StallTimeout == 0 {

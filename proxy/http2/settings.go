@@ -82,6 +82,9 @@ func appendSettings(b []byte, cfg *Config, server bool) []byte {
 		b = appendSetting(b, settingEnablePush, 0)
 	}
 	b = appendSetting(b, settingInitialWindow, uint32(cfg.StreamWindow))
+	if cfg.FrameBytes != maxFrameSize {
+		b = appendSetting(b, settingMaxFrameSize, uint32(cfg.FrameBytes))
+	}
 	b = appendSetting(b, settingMaxHeadBytes, uint32(cfg.HeadBytesMax))
 	b[start+2] = byte(len(b) - start - frameHeaderLen)
 	if n := cfg.ConnWindow - initialWindow; n > 0 {
