@@ -324,30 +324,70 @@ func TestHBONEThousand(t *testing.T) {
 	p.server.released()
 }
 
-// TestHBONEIdle: what an idle tunnel holds of the heap, in both proxies, beyond what idle relays of sockets hold.
+// tunnelBytesMax is what an idle tunnel may hold of the heap in each of the two proxies, with the relay and the socket
+// at its end.
+const tunnelBytesMax = 2 << 10
+
+// TestHBONEIdle: a tunnel that waits for its next byte holds no buffer and no goroutine.
 func TestHBONEIdle(t *testing.T) {
 	const n = 1000
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur < 6*n {
+		t.Skipf("%d descriptors are needed and %d permitted (ulimit -n); %v", 6*n, limit.Cur, err)
+	}
 	host := loopbackHost()
-	p := tunnelPair(t, host, tcpServerOn(t, host, echo), bytesIn, bytesOnly)
-	conns := make(sockets, n)
-	warm := dialRaw(t, p.at)
-	warm.send("x")
-	warm.expect("x")
-	to := netip.MustParseAddrPort(p.at)
-	for i := range conns {
-		conns[i] = rawSocket(t)
+	server := rawSocket(t)
+	defer func() { _ = syscall.Close(server) }()
+	if err := syscall.Bind(server, &syscall.SockaddrInet4{Addr: netip.MustParseAddr(host).As4()}); err != nil {
+		t.Fatal(err)
 	}
-	defer conns.close()
-	before := heap()
-	for _, fd := range conns {
-		if err := syscall.Connect(fd, &syscall.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
-			t.Fatal(err)
+	if err := syscall.Listen(server, n); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := tunnelPair(t, host, net.JoinHostPort(host, fmt.Sprint(name.(*syscall.SockaddrInet4).Port)), bytesIn, bytesOnly)
+	at := netip.MustParseAddrPort(p.at)
+	fill := func() (clients, servers sockets) {
+		for range n {
+			fd := rawSocket(t)
+			if err := syscall.Connect(fd, &syscall.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
+				t.Fatal(err)
+			}
+			clients = append(clients, fd)
 		}
+		clients.write(t, []byte("ping"))
+		for range n {
+			fd, _, err := syscall.Accept4(server, syscall.SOCK_CLOEXEC)
+			for errors.Is(err, syscall.EINTR) {
+				fd, _, err = syscall.Accept4(server, syscall.SOCK_CLOEXEC)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			servers = append(servers, fd)
+		}
+		servers.read(t, []byte("ping"))
+		servers.write(t, []byte("pong"))
+		clients.read(t, []byte("pong"))
+		return clients, servers
 	}
-	conns.write(t, []byte("x"))
-	conns.read(t, []byte("x"))
-	held := (int64(heap()) - int64(before)) / n
-	t.Logf("%d bytes for each tunnel, with both proxies, the sockets at both ends, and the test's server", held)
+	clients, servers := fill() // which fills the stocks of what is used again
+	clients.close()
+	servers.close()
+	p.client.released("out")
+	p.server.released()
+	before := heap()
+	clients, servers = fill()
+	defer clients.close()
+	defer servers.close()
+	each := (int64(heap()) - int64(before)) / n / 2
+	t.Logf("%d bytes of heap and stack for each tunnel in each proxy", each)
+	if each > tunnelBytesMax {
+		t.Errorf("%d bytes for each tunnel, want no more than %d", each, tunnelBytesMax)
+	}
 }
 
 // TestHBONEHTTP: requests travel in tunnels; the peer's identity counts for authorization and is told to the

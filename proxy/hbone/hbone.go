@@ -27,11 +27,13 @@ const (
 	streamWindow = 1 << 20
 	// connWindow is the same for all tunnels of a connection together.
 	connWindow = 4 << 20
+	// frameBytes is the longest frame of a peer: what one write to the application takes. A loop keeps that much.
+	frameBytes = 48 << 10
 )
 
 // settings are HTTP/2's for tunnels.
 func settings(cfg http2.Config) http2.Config {
-	cfg.StreamWindow, cfg.ConnWindow = streamWindow, connWindow
+	cfg.StreamWindow, cfg.ConnWindow, cfg.FrameBytes = streamWindow, connWindow, frameBytes
 	return cfg
 }
 
