@@ -24,8 +24,11 @@ func load(t *testing.T, client *http.Client, url string, n int) (stop func() int
 	var over atomic.Bool
 	var done atomic.Int64
 	var group sync.WaitGroup
+	first := make(chan struct{})
+	began := sync.OnceFunc(func() { close(first) })
 	for range n {
 		group.Go(func() {
+			defer began()
 			for !over.Load() {
 				res, err := client.Post(url, "text/plain", strings.NewReader("hello")) // which no client repeats by itself
 				if err != nil {
@@ -39,9 +42,11 @@ func load(t *testing.T, client *http.Client, url string, n int) (stop func() int
 					return
 				}
 				done.Add(1)
+				began()
 			}
 		})
 	}
+	<-first
 	return func() int64 {
 		over.Store(true)
 		group.Wait()

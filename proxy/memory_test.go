@@ -30,9 +30,10 @@ func TestWhenMemoryIsGivenBack(t *testing.T) {
 
 // TestHeapMetricsExist: the runtime knows what returnMemory asks for, and giving back shows in it.
 func TestHeapMetricsExist(t *testing.T) {
-	burst := make([]byte, 32<<20)
-	runtime.KeepAlive(burst)
-	burst = nil
+	func() {
+		burst := make([]byte, 32<<20)
+		runtime.KeepAlive(burst)
+	}()
 	debug.FreeOSMemory()
 	s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
 		{Name: "/memory/classes/heap/unused:bytes"}, {Name: "/gc/heap/allocs:bytes"}}

@@ -40,6 +40,8 @@ const (
 	maxWorkloads = 256
 	// linger is how long a host without workloads waits for the next one.
 	linger = 2 * time.Second
+	// firstClient is how long it waits, at the least, for whoever started it, on a machine that is busy.
+	firstClient = 10 * time.Second
 	// startLimit bounds what happens before the host serves, and what a client waits for that.
 	startLimit = 30 * time.Second
 	// requestLimit bounds the time that a client takes to say what it wants.
@@ -155,7 +157,7 @@ func (h *host) serve(ctx context.Context, in *json.Decoder, started io.WriteClos
 			h.end()
 		}()
 	} else {
-		h.idle = time.AfterFunc(h.cfg.Linger, h.endIdle)
+		h.idle = time.AfterFunc(max(h.cfg.Linger, firstClient), h.endIdle)
 	}
 	stop := context.AfterFunc(ctx, func() { h.refuse(); _ = l.Close() })
 	defer stop()
