@@ -232,3 +232,25 @@ func TestErrorText(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// TestTunnelsReset: tunnels that stand may be reset at any rate, those that were never granted only so often.
+func TestTunnelsReset(t *testing.T) {
+	for _, granted := range []bool{true, false} {
+		b := newBed(t, Config{})
+		b.on = func(r *recorder, event string) {
+			if granted && event[:4] == "head" {
+				r.s.SendHead(response(200), false)
+			}
+		}
+		for i := range uint32(resetBurst + 10) {
+			b.feed(rawHeaders(2*i+1, false, ":method", "CONNECT", ":authority", "a:1"), rawReset(2*i+1, ErrCodeCancel))
+			b.conn.out = nil
+			if len(b.errs) > 0 {
+				break
+			}
+		}
+		if fine := len(b.errs) == 0; fine != granted {
+			t.Errorf("granted %t: %v", granted, b.errs)
+		}
+	}
+}
