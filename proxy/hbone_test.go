@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,13 +23,13 @@ import (
 	"github.com/lateen-mesh/lateen/telemetry"
 )
 
-// hosts numbers the loopback addresses that tests take for hosts, since the port for tunnels is the same on all.
+// hosts15008 counts the loopback addresses that tests take for hosts, since the port for tunnels is the same on all.
 var hosts15008 atomic.Uint32
 
-// loopbackHost is an address that no other test of this process uses.
+// loopbackHost is an address that no other test uses at the time, of this process or of another one.
 func loopbackHost() string {
-	n := hosts15008.Add(1)
-	return fmt.Sprintf("127.77.%d.%d", n/250, n%250+1)
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 64+pid>>8&63, pid&255, hosts15008.Add(1)%250+1)
 }
 
 // tcpServerOn is tcpServer at an address of its own.
@@ -219,7 +220,7 @@ func TestHBONECarriesMuch(t *testing.T) {
 	app := tcpServerOn(t, host, echo)
 	p := tunnelPair(t, host, app, bytesIn, bytesOnly)
 	c := dialRaw(t, p.at)
-	_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
+	_ = c.SetDeadline(time.Now().Add(4 * time.Minute))
 	before := heap()
 	var sent [32]byte
 	var group sync.WaitGroup
