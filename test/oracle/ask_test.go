@@ -125,7 +125,9 @@ func (r *rig) askOnce(ctx context.Context, q *request, text string) observation 
 	if q.conn == "" || c == nil {
 		var err error
 		if c, err = r.dial(ctx, q); err != nil {
-			o.set("error", "connect: "+cause(err))
+			if o.set("error", ending(o, cause(err))); o["error"] != noAnswer {
+				o.set("error", "connect: "+o["error"])
+			}
 			return o
 		}
 		if t, ok := c.Conn.(*tls.Conn); ok {
@@ -153,11 +155,14 @@ func (r *rig) askOnce(ctx context.Context, q *request, text string) observation 
 	return o
 }
 
+// noAnswer is the end of a connection on which nothing came.
+const noAnswer = "no answer"
+
 // ending is how a connection ended. If no answer came it does not matter by what packet: that depends on whether the
 // proxy had read the request when it hung up.
 func ending(o observation, cause string) string {
 	if _, answered := o["status"]; !answered && (cause == "end" || cause == "reset") {
-		return "no answer"
+		return noAnswer
 	}
 	return cause
 }
