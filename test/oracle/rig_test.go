@@ -170,14 +170,5 @@ func (r *rig) settle(ctx context.Context) error {
 	return nil
 }
 
-// logs are what the proxies said.
-func (r *rig) logs() string {
-	out := ""
-	for _, p := range r.proxies {
-		out += p.Log()
-	}
-	return out
-}
-
 // folder is a short path for a rig's files.
 func folder(root string, kind world.Kind) string { return filepath.Join(root, string(kind[0])) }
