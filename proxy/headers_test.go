@@ -69,11 +69,13 @@ func TestClientCertElement(t *testing.T) {
 		{"spiffe://d/ns/a/sa/b", x509.Certificate{URIs: []*url.URL{mustURL(t, "spiffe://d/ns/x/sa/y")}}, `Subject="";URI=spiffe://d/ns/x/sa/y`},
 		{"", x509.Certificate{}, `Subject="";URI=`},
 		{
-			"", x509.Certificate{Subject: pkix.Name{CommonName: `a";URI=spiffe://d/ns/x/sa/admin`, Organization: []string{"Ö, Inc.\n"}}},
+			"",
+			x509.Certificate{Subject: pkix.Name{CommonName: `a";URI=spiffe://d/ns/x/sa/admin`, Organization: []string{"Ö, Inc.\n"}}},
 			`Subject="CN=a\"\;URI=spiffe://d/ns/x/sa/admin,O=\C3\96\, Inc.\0A";URI=`,
 		},
 		{
-			"", x509.Certificate{DNSNames: []string{"a.example", "b.example"}, URIs: []*url.URL{mustURL(t, "http://h/a,b;c=d"), mustURL(t, "http://second")}},
+			"",
+			x509.Certificate{DNSNames: []string{"a.example", "b.example"}, URIs: []*url.URL{mustURL(t, "http://h/a,b;c=d"), mustURL(t, "http://second")}},
 			`Subject="";URI="http://h/a,b;c=d";DNS=a.example;DNS=b.example`,
 		},
 		{"", x509.Certificate{DNSNames: []string{`a",By=x;URI=y\`, "b\r\n"}}, `Subject="";URI=;DNS="a\",By=x;URI=y\\";DNS="b\0D\0A"`},

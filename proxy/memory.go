@@ -38,8 +38,11 @@ func (s heapSample) worthwhile(before heapSample) bool {
 // returnMemory gives memory that bursts have left behind back to the system.
 func returnMemory(ctx context.Context) error {
 	samples := []metrics.Sample{
-		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
-		{Name: "/memory/classes/heap/unused:bytes"}, {Name: "/gc/heap/allocs:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/gc/heap/allocs:bytes"},
 	}
 	look := func() heapSample {
 		metrics.Read(samples)

@@ -35,8 +35,13 @@ func TestHeapMetricsExist(t *testing.T) {
 		runtime.KeepAlive(burst)
 	}()
 	debug.FreeOSMemory()
-	s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
-		{Name: "/memory/classes/heap/unused:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+	s := []metrics.Sample{
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/gc/heap/allocs:bytes"},
+	}
 	metrics.Read(s)
 	for _, m := range s {
 		if m.Value.Kind() != metrics.KindUint64 {

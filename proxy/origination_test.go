@@ -10,7 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -104,7 +104,7 @@ func (i *issuer) server(names ...string) *httptest.Server {
 		offered <- h.SupportedProtos
 		return nil, nil
 	}
-	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that are to fail
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // of handshakes that are to fail
 	s.StartTLS()
 	i.t.Cleanup(s.Close)
 	return s

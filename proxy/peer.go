@@ -40,8 +40,11 @@ func newSelf(c *Config) self {
 func encodeBaggage(w plan.Workload) []byte {
 	var out []byte
 	for _, kv := range [][2]string{
-		{"k8s.cluster.name", w.Cluster}, {"k8s.namespace.name", w.Namespace}, {"k8s.deployment.name", w.Name},
-		{"service.name", w.CanonicalName}, {"service.version", w.CanonicalRevision},
+		{"k8s.cluster.name", w.Cluster},
+		{"k8s.namespace.name", w.Namespace},
+		{"k8s.deployment.name", w.Name},
+		{"service.name", w.CanonicalName},
+		{"service.version", w.CanonicalRevision},
 	} {
 		if kv[1] == "" {
 			continue

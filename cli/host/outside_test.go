@@ -159,8 +159,10 @@ func TestOutside(t *testing.T) {
 		load.Role = host.RoleGateway // The double of a proxy would carry nothing.
 		load.Env = append(load.Env, os.Environ()...)
 		load.Env = append(load.Env, "LATEEN_TEST_JOURNAL="+w.journal)
-		load.Command = []string{w.program("lateen"), "fetch", "http://192.0.2.2:8080/", "http://[2001:db8::2]:8080/",
-			"http://far.test:8080/", "http://192.0.2.2:81/", "http://nobody.test/"}
+		load.Command = []string{
+			w.program("lateen"), "fetch", "http://192.0.2.2:8080/", "http://[2001:db8::2]:8080/",
+			"http://far.test:8080/", "http://192.0.2.2:81/", "http://nobody.test/",
+		}
 		w.linger = patience
 		c := w.start("run", load)
 		c.events(host.EventDone)

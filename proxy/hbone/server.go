@@ -72,7 +72,7 @@ func (s *Server) Sweep(now time.Time, idle time.Duration) {
 	}
 }
 
-// OnData, OnEOF, OnDrain and OnClose are those of loop.Handler.
+// OnData takes what the peer sends. It, OnEOF, OnDrain and OnClose are those of loop.Handler.
 func (s *Server) OnData(_ *loop.Conn, p []byte) int { return s.h2.OnData(p) }
 
 // OnEOF is the end of what the peer sends.

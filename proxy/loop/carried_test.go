@@ -24,6 +24,7 @@ func (f *fakeCarrier) Full() bool                { return f.full }
 func (f *fakeCarrier) Pause()                    { f.calls = append(f.calls, "pause") }
 func (f *fakeCarrier) Abort()                    { f.calls = append(f.calls, "abort") }
 func (f *fakeCarrier) TLS() *tls.ConnectionState { return &tls.ConnectionState{ServerName: "carrying"} }
+
 func (f *fakeCarrier) Resume() {
 	f.calls = append(f.calls, "resume")
 	if f.onResume != nil {

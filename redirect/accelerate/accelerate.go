@@ -21,6 +21,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -208,8 +209,8 @@ func (a *Accelerator) Close() error {
 	if a.maps != nil {
 		errs = append(errs, a.maps.closed.Put(uint32(0), uint32(1)))
 	}
-	for i := len(a.parts) - 1; i >= 0; i-- {
-		errs = append(errs, a.parts[i].Close())
+	for _, v := range slices.Backward(a.parts) {
+		errs = append(errs, v.Close())
 	}
 	a.parts, a.maps = nil, nil
 	return errors.Join(errs...)

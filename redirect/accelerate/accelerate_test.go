@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -449,7 +450,7 @@ func TestKilled(t *testing.T) {
 			if _, err := workload.Write(data); err != nil {
 				t.Fatal(err)
 			}
-			hear(t, proxy, append(data[:len(data):len(data)], data...))
+			hear(t, proxy, append(slices.Clip(data), data...))
 			say(t, proxy, workload, data)
 			if n := overTCP(t, workload); n != 0 {
 				t.Errorf("%d segments went over TCP", n)

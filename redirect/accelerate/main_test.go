@@ -94,7 +94,7 @@ func attacher() int {
 			err = a.Admit(cookie)
 		}
 	}
-	_, _ = fmt.Println(err)
+	_, _ = fmt.Fprintln(os.Stdout, err)
 	_, _ = os.Stdin.Read(make([]byte, 1))
 	return 0
 }

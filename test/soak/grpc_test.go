@@ -123,7 +123,7 @@ func (m *messages) advance(to int) error {
 		if m.whole {
 			n = to - m.sent
 		}
-		if n == 0 && !(m.whole && to == 0) {
+		if n == 0 && (!m.whole || to != 0) {
 			return nil
 		}
 		p := make([]byte, n)
@@ -165,7 +165,7 @@ func (g *grpcPlayer) play(ctx context.Context, w *worker) {
 		if want := fmt.Sprintf("%016x", o.ID); status.Code(err) == codes.Aborted && status.Convert(err).Message() == want {
 			err = errEnded
 		} else {
-			err = fmt.Errorf("status %v in the place of the backend's %s %q", err, codes.Aborted, want)
+			err = fmt.Errorf("status %w in the place of the backend's %s %q", err, codes.Aborted, want)
 			o.End = endWhole // not what the backend has ended it with
 		}
 	}

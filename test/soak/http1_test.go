@@ -63,9 +63,10 @@ func (p *http1Player) exchange(ctx context.Context, o *order) error {
 	sent := make(chan error, 1)
 	go func() {
 		err := p.request(ctx, c, o)
-		if o.End == endClose {
+		switch o.End {
+		case endClose:
 			_ = c.Close()
-		} else if o.End == endReset {
+		case endReset:
 			reset(c)
 		}
 		sent <- err

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -60,7 +60,7 @@ func (b *Backend) Serve(l net.Listener) {
 	protocols.SetUnencryptedHTTP2(true)
 	s := &http.Server{
 		Handler: http.HandlerFunc(b.answer), Protocols: protocols, TLSConfig: b.TLS, ReadHeaderTimeout: patience,
-		ErrorLog: log.New(io.Discard, "", 0), MaxHeaderBytes: 1 << 20,
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), MaxHeaderBytes: 1 << 20,
 	}
 	b.close = func() { _ = s.Close() }
 	b.work.Go(func() {
