@@ -115,7 +115,7 @@ func bytesIn(c *plan.Chain) { c.Protocol, c.HTTP = plan.ProtocolTCP, nil }
 
 // connections is what the client's first worker has open to take tunnels.
 func (p *tunnelled) connections() (conns, tunnels int) {
-	p.client.onLoop(func(w *worker) { conns, tunnels = w.tunnels.Connections() })
+	p.client.onLoop(func(w *worker) { conns, tunnels, _ = w.tunnels.Connections() })
 	return conns, tunnels
 }
 
@@ -509,16 +509,20 @@ func TestHBONERotation(t *testing.T) {
 			c := open()
 			_ = c.Close()
 		}
-		p.client.await("the new connection", func(w *worker) bool { n, _ := w.tunnels.Connections(); return n == 2 })
+		p.client.await("the new connection beside the oldest, which has a tunnel", func(w *worker) bool {
+			n, _, stale := w.tunnels.Connections()
+			return n == 2 && stale == 1
+		})
 		old.send("still here")
 		old.expect("still here")
 	}
 	c := open()
-	if n, tunnels := p.connections(); n != 2 || tunnels != 2 {
-		t.Errorf("%d connections with %d tunnels, want 2 with 2", n, tunnels)
-	}
+	p.client.await("two connections with a tunnel each", func(w *worker) bool {
+		n, tunnels, _ := w.tunnels.Connections()
+		return n == 2 && tunnels == 2
+	})
 	_ = old.Close()
-	p.client.await("the old connection closed", func(w *worker) bool { n, _ := w.tunnels.Connections(); return n == 1 })
+	p.client.await("the old connection closed", func(w *worker) bool { n, _, _ := w.tunnels.Connections(); return n == 1 })
 	c.send("and on")
 	c.expect("and on")
 }
@@ -545,5 +549,5 @@ func TestHBONEServerDrains(t *testing.T) {
 	old.expect("still here")
 	_ = old.CloseWrite()
 	old.ended()
-	p.client.await("one connection left", func(w *worker) bool { n, _ := w.tunnels.Connections(); return n == 1 })
+	p.client.await("one connection left", func(w *worker) bool { n, _, _ := w.tunnels.Connections(); return n == 1 })
 }

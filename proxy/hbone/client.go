@@ -160,15 +160,19 @@ func (c *Client) Sweep(now time.Time, idle time.Duration) {
 	}
 }
 
-// Connections is the number of connections, and of tunnels on them.
-func (c *Client) Connections() (conns, tunnels int) {
+// Connections is the number of connections, of tunnels on them, and of the connections that are stale: that prove us
+// by credentials which have been replaced.
+func (c *Client) Connections() (conns, tunnels, stale int) {
 	for _, p := range c.peers {
 		for _, u := range p.conns {
 			conns++
 			tunnels += u.h2.Active()
+			if u.stale() {
+				stale++
+			}
 		}
 	}
-	return conns, tunnels
+	return conns, tunnels, stale
 }
 
 // pool is the connections to one peer, and the tunnels that wait for one.
