@@ -3,6 +3,7 @@ SHELL := /bin/bash -o pipefail
 BIN   := lateen lateend lateen-proxy
 TOOL   = go tool -modfile=tools/go.mod
 FUZZTIME ?= 3000x
+ENVOY  = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lateen/envoy-1.40.0/envoy/_bin/envoy
 SCENARIO ?= h1
 OUT      ?= bin/profile
 SOAK     ?= 20m
@@ -23,8 +24,8 @@ demo: ## Bookinfo in the mesh, on this machine
 setup: ## what the tests need beyond Go
 	@tools/setup
 
-test: setup lint ## everything
-	$(TOOL) gotestsum --format pkgname -- -race -timeout 20m ./...
+test: setup lint ## everything; with the Envoy that setup has installed, unless LATEEN_ENVOY names another
+	export LATEEN_ENVOY=$${LATEEN_ENVOY:-$$(ls $(ENVOY) 2>/dev/null)} && $(TOOL) gotestsum --format pkgname -- -race -timeout 20m ./...
 	$(MAKE) --no-print-directory fuzz
 
 quick: ## what one runs at every save

@@ -158,10 +158,13 @@ func (r *rig) askOnce(ctx context.Context, q *request, text string) observation 
 // noAnswer is the end of a connection on which nothing came.
 const noAnswer = "no answer"
 
+// lost is what Go's HTTP/2 client says of a connection that has ended before it wrote the first request.
+const lost = "http2: client conn could not be established"
+
 // ending is how a connection ended. If no answer came it does not matter by what packet: that depends on whether the
 // proxy had read the request when it hung up.
 func ending(o observation, cause string) string {
-	if _, answered := o["status"]; !answered && (cause == "end" || cause == "reset") {
+	if _, answered := o["status"]; !answered && (cause == "end" || cause == "reset" || cause == lost) {
 		return noAnswer
 	}
 	return cause
