@@ -82,7 +82,7 @@ type ServerConn struct {
 	in        incoming
 	out       outgoing
 	at        progress // in the request head
-	discarded int64    // bytes thrown away in serverDiscard or serverLinger
+	discarded int64    // bytes thrown away in serverLinger
 
 	state   serverState
 	outAt   outState
@@ -225,12 +225,6 @@ func (c *ServerConn) begin(h *stream.Head, m *message) {
 
 // readBody delivers the request's body, or throws it away.
 func (c *ServerConn) readBody(p []byte) int {
-	if c.state == serverDiscard {
-		if c.discarded += int64(len(p)); c.discarded > c.codec.cfg.DiscardMaxBytes {
-			c.linger()
-			return len(p)
-		}
-	}
 	n := 0
 	for c.state == serverBody || c.state == serverDiscard {
 		x, f := c.in.step(c.codec, p[n:])
@@ -304,10 +298,10 @@ func (c *ServerConn) finish() {
 	switch {
 	case c.state != serverBody:
 		c.next()
-	case c.closing || c.in.framing == framingLength && c.in.left > c.codec.cfg.DiscardMaxBytes:
+	case c.closing:
 		c.linger()
 	default:
-		c.state, c.discarded = serverDiscard, 0
+		c.state = serverDiscard
 		c.paused.remove(c.conn, pauseRelay)
 		if !c.inData {
 			c.tell()
@@ -445,8 +439,10 @@ func (c *ServerConn) SendHead(h *stream.Head, end bool) {
 		c.fail(FaultSendStart)
 		return
 	}
-	if c.state == serverBody && (c.expect || end && c.in.framing == framingLength && c.in.left > c.codec.cfg.DiscardMaxBytes) {
-		// A client that still waits may send the body or not: what it sends next could be either.
+	if c.state == serverBody && (c.expect || c.in.framing == framingChunked || c.in.left > c.codec.cfg.DiscardMaxBytes) {
+		// A client that still waits may send the body or not: what it sends next could be either. And where more of the
+		// body may be left at the end of the response than is thrown away, the head is the last chance to say that the
+		// connection closes: a client that has sent all of it, to the kernel, would use the connection again.
 		c.closing = true
 	}
 	// What a client sent into a tunnel that was refused must not be read as a request.

@@ -282,19 +282,21 @@ func TestServerEarlyResponse(t *testing.T) {
 		conn.feed("56789" + get)
 		equal(t, "told", j.told(), `POST/ "01234" idle GET/1 end`)
 	})
-	t.Run("chunks are thrown away", func(t *testing.T) {
+	t.Run("chunks may be too many", func(t *testing.T) {
 		_, conn, j := newServer(t, Config{})
 		j.onHead = func(*stream.Head, bool) { j.sender.SendHead(response(403, 0), true) }
-		conn.feed("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX: y\r\n\r\n")
-		equal(t, "told", j.told(), `POST/ idle`)
-		equal(t, "state", conn.state(), "open")
+		conn.feed("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX: y\r\n\r\n" + get)
+		equal(t, "sent", conn.sent(), "HTTP/1.1 403 Forbidden|Connection: close|Content-Length: 0||")
+		equal(t, "told", j.told(), `POST/ linger`)
+		conn.feed(strings.Repeat("x", lingerMaxBytes+1))
+		equal(t, "state", conn.state(), "closed")
 	})
 	t.Run("bad chunks are not answered twice", func(t *testing.T) {
 		_, conn, j := newServer(t, Config{})
 		j.onHead = func(*stream.Head, bool) { j.sender.SendHead(response(403, 0), true) }
 		conn.feed("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n")
 		equal(t, "told", j.told(), `POST/ linger`)
-		equal(t, "sent", conn.sent(), "HTTP/1.1 403 Forbidden|Content-Length: 0||")
+		equal(t, "sent", conn.sent(), "HTTP/1.1 403 Forbidden|Connection: close|Content-Length: 0||")
 		equal(t, "state", conn.state(), "finished")
 	})
 	t.Run("a bad body cuts a response short", func(t *testing.T) {
@@ -303,7 +305,7 @@ func TestServerEarlyResponse(t *testing.T) {
 		j.sender.SendHead(response(200, -1), false)
 		conn.feed("x\r\n")
 		equal(t, "told", j.told(), `POST/ abort:protocol:malformed chunk`)
-		equal(t, "sent", conn.sent(), "HTTP/1.1 200 OK|Transfer-Encoding: chunked||")
+		equal(t, "sent", conn.sent(), "HTTP/1.1 200 OK|Connection: close|Transfer-Encoding: chunked||")
 		equal(t, "state", conn.state(), "closed")
 	})
 	t.Run("too much to throw away", func(t *testing.T) {
@@ -317,13 +319,22 @@ func TestServerEarlyResponse(t *testing.T) {
 		conn.end()
 		equal(t, "state", conn.state(), "closed")
 	})
-	t.Run("chunks too long to throw away", func(t *testing.T) {
+	t.Run("a response with a body of its own says that it is the last", func(t *testing.T) {
 		_, conn, j := newServer(t, Config{DiscardMaxBytes: 8})
-		conn.feed("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-		j.sender.SendHead(response(403, 0), true)
-		conn.feed("10\r\n0123456789")
-		equal(t, "told", j.told(), `POST/ idle linger`)
-		conn.feed(strings.Repeat("x", lingerMaxBytes+1))
+		conn.feed(post + "10\r\n\r\n0")
+		j.sender.SendHead(response(403, 2), false)
+		j.sender.SendData([]byte("no"), true)
+		equal(t, "sent", conn.sent(), "HTTP/1.1 403 Forbidden|Connection: close|Content-Length: 2||no")
+		equal(t, "told", j.told(), `POST/ "0" linger`)
+	})
+	t.Run("one that waits for the rest says so as well", func(t *testing.T) {
+		_, conn, j := newServer(t, Config{DiscardMaxBytes: 8})
+		conn.feed(post + "10\r\n\r\n0")
+		j.sender.SendHead(response(200, 2), false)
+		conn.feed("123456789")
+		j.sender.SendData([]byte("ok"), true)
+		equal(t, "sent", conn.sent(), "HTTP/1.1 200 OK|Connection: close|Content-Length: 2||ok")
+		equal(t, "told", j.told(), `POST/ "0" "123456789" end`)
 		equal(t, "state", conn.state(), "closed")
 	})
 	t.Run("a client that waits for 100", func(t *testing.T) {
