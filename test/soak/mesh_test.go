@@ -49,6 +49,20 @@ spec:
   - {name: greet, port: 9001}
   - {name: tls, port: 9443}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: far}
+spec:
+  clusterIP: 10.8.0.3
+  selector: {app: far}
+  ports:
+  - {name: http, port: 8080}
+  - {name: auto, port: 8081}
+  - {name: grpc, port: 8082}
+  - {name: tcp, port: 9000}
+  - {name: greet, port: 9001}
+  - {name: tls, port: 9443}
+---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {name: v1}
@@ -121,6 +135,12 @@ var (
 	pairBytes    = via{"pair", clientAddress, "10.8.0.2:9000", "server"}
 	pairGreet    = via{"pair", clientAddress, "10.8.0.2:9001", "server"}
 	pairTLS      = via{"pair", clientAddress, "10.8.0.2:9443", "server"}
+	tunnelHTTP   = via{"hbone", clientAddress, "10.8.0.3:8080", "far:8080"}
+	tunnelAuto   = via{"hbone-auto", clientAddress, "10.8.0.3:8081", "far:8081"}
+	tunnelGRPC   = via{"hbone", clientAddress, "10.8.0.3:8082", "far:8082"}
+	tunnelBytes  = via{"hbone", clientAddress, "10.8.0.3:9000", "far"}
+	tunnelGreet  = via{"hbone", clientAddress, "10.8.0.3:9001", "far"}
+	tunnelTLS    = via{"hbone", clientAddress, "10.8.0.3:9443", "server"}
 	gatewayHTTP  = via{"gateway", outside, gatewayAddress + ":8080", "pair.example"}
 	gatewayPlain = via{"gateway-plain", outside, gatewayAddress + ":8080", "plain.example"}
 	gatewayGRPC  = via{"gateway", outside, gatewayAddress + ":8080", "grpc.example"}
@@ -136,24 +156,25 @@ func (r *rig) change(ctx context.Context, rnd *rand.Rand) (string, error) {
 	case 0:
 		what, yaml = "weights", weights(rnd, "echo", "echo", "mesh")
 	case 1:
-		what, yaml = "routes", fmt.Sprintf(`
+		host := []string{"server", "far"}[rnd.IntN(2)]
+		what, yaml = "routes of "+host, fmt.Sprintf(`
 apiVersion: networking.istio.io/v1
 kind: VirtualService
-metadata: {name: server}
+metadata: {name: %s}
 spec:
-  hosts: [server]
+  hosts: [%s]
   http:
   - match: [{uri: {prefix: /elsewhere-%d}}]
     route: [{destination: {host: echo}}]
   - headers: {request: {set: {x-edited: "%d"}}, response: {add: {x-answered: "%d"}}}
     retries: {attempts: %d}
     timeout: %ds
-    route: [{destination: {host: server}}]
-`, rnd.IntN(100), rnd.IntN(100), rnd.IntN(100), rnd.IntN(4), 60+rnd.IntN(60))
+    route: [{destination: {host: %s}}]
+`, host, host, rnd.IntN(100), rnd.IntN(100), rnd.IntN(100), rnd.IntN(4), 60+rnd.IntN(60), host)
 	case 2:
 		what, yaml = "policies", policies(rnd)
 	case 3:
-		host := []string{"echo", "server"}[rnd.IntN(2)]
+		host := []string{"echo", "server", "far"}[rnd.IntN(3)]
 		what, yaml = "balance of "+host, fmt.Sprintf(`
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -169,8 +190,8 @@ spec:
 		what, yaml = "mutual TLS", fmt.Sprintf(`
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
-metadata: {name: server}
-spec: {selector: {matchLabels: {app: server}}, mtls: {mode: %s}}
+metadata: {name: proxied}
+spec: {selector: {matchLabels: {proxied: "yes"}}, mtls: {mode: %s}}
 `, []string{"STRICT", "PERMISSIVE"}[rnd.IntN(2)])
 	case 5:
 		what, yaml = "another service", fmt.Sprintf(`
@@ -232,7 +253,7 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: refuse}
 spec:
-  selector: {matchLabels: {app: server}}
+  selector: {matchLabels: {proxied: "yes"}}
   action: DENY
   rules: [{to: [{operation: {paths: ["/refused-%d/*"], ports: ["8080"]}}]}, {from: [{source: {principals: ["cluster.local/ns/x/sa/%d"]}}]}]
 ---
@@ -240,7 +261,7 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: allow}
 spec:
-  selector: {matchLabels: {app: server}}
+  selector: {matchLabels: {proxied: "yes"}}
   rules: [{from: [{source: {principals: ["cluster.local/ns/default/sa/client", "cluster.local/ns/default/sa/gateway", "cluster.local/ns/default/sa/%d"]}}]}]
 `, rnd.IntN(100), rnd.IntN(100), rnd.IntN(100))
 }
@@ -248,8 +269,8 @@ spec:
 // The waits of a backend that comes and goes.
 const (
 	stays     = 3 * time.Second
-	forgotten = 2 * time.Second  // after which all proxies have let it go
-	drains    = 20 * time.Second // at most
+	forgotten = 5 * time.Second // after which all proxies have let it go
+	drains    = time.Minute     // at most
 )
 
 // tide lets the last backend leave in good order, end, and come back.

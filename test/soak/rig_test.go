@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net"
 	"net/netip"
@@ -24,11 +25,11 @@ import (
 
 const (
 	// patience bounds an exchange: one that takes longer is stalled.
-	patience = 30 * time.Second
+	patience = 2 * time.Minute
 	// restMax is the longest rest of a worker between two exchanges.
 	restMax = 10 * time.Millisecond
-	// certificateTTL has the proxies' certificates renewed every few seconds.
-	certificateTTL = 10 * time.Second
+	// certificateTTL has the proxies' certificates renewed twice a minute, with time to spare on a busy machine.
+	certificateTTL = time.Minute
 	namespace      = "default"
 )
 
@@ -37,21 +38,41 @@ const (
 	clientAddress  = "10.9.0.10"
 	serverAddress  = "10.9.0.20"
 	gatewayAddress = "10.9.0.30"
+	farAddress     = "10.9.0.40"
 	outside        = "10.9.2.1"
 )
 
 // plainBackends are those that have no proxy. The last one comes and goes.
 var plainBackends = []string{"10.9.1.1", "10.9.1.2", "10.9.1.3"}
 
-// rig is a mesh of three proxies: the sidecar of who asks, the sidecar of who is asked, and a gateway.
+// rig is a mesh of four proxies: the sidecar of who asks, those of who is asked, of which the far one takes tunnels
+// (HBONE), and a gateway.
 type rig struct {
 	dir      string
 	net      *world.Network
 	mesh     *world.World
 	places   map[string]*world.Place
-	backends []*backend // the server's, then the plain ones
+	backends []*backend // those with a proxy, then the plain ones
 	proxies  map[string]*world.Proxy
 	certs    *certificates
+}
+
+var backendPorts = map[string]uint16{
+	"http": portHTTP, "auto": portAuto, "grpc": portGRPC, "tcp": portBytes, "greet": portGreet, "tls": portTLS,
+}
+
+// workloads are those that have a proxy.
+var workloads = []world.Workload{
+	{Role: proxy.RoleSidecar, Name: "client", Labels: map[string]string{"app": "client"}, Addresses: []netip.Addr{netip.MustParseAddr(clientAddress)}},
+	{
+		Role: proxy.RoleSidecar, Name: "server", Labels: map[string]string{"app": "server", "proxied": "yes"}, Ports: backendPorts,
+		Addresses: []netip.Addr{netip.MustParseAddr(serverAddress)},
+	},
+	{
+		Role: proxy.RoleSidecar, Name: "far", Ports: backendPorts, Addresses: []netip.Addr{netip.MustParseAddr(farAddress)},
+		Labels: map[string]string{"app": "far", "proxied": "yes", "networking.istio.io/tunnel": "http"},
+	},
+	{Role: proxy.RoleGateway, Name: "gateway", Labels: map[string]string{"app": "gateway"}, Addresses: []netip.Addr{netip.MustParseAddr(gatewayAddress)}},
 }
 
 // via is a way from a client to a backend.
@@ -75,12 +96,12 @@ func newRig(ctx context.Context, dir, binary string, report func(*order, error))
 	if r.net, err = world.NewNetwork(netip.MustParsePrefix("10.9.0.1/16")); err != nil {
 		return r, err
 	}
-	for _, a := range append([]string{clientAddress, serverAddress, gatewayAddress, outside}, plainBackends...) {
+	for _, a := range append([]string{clientAddress, serverAddress, farAddress, gatewayAddress, outside}, plainBackends...) {
 		if r.places[a], err = r.net.Join(netip.MustParseAddr(a)); err != nil {
 			return r, err
 		}
 	}
-	for _, a := range append([]string{serverAddress}, plainBackends...) {
+	for _, a := range append([]string{serverAddress, farAddress}, plainBackends...) {
 		b := &backend{place: r.places[a], address: a, tls: &tls.Config{Certificates: []tls.Certificate{r.certs.server}}, report: report}
 		if err := b.start(ctx); err != nil {
 			return r, err
@@ -93,14 +114,8 @@ func newRig(ctx context.Context, dir, binary string, report func(*order, error))
 	if err := r.mesh.Apply(ctx, meshYAML); err != nil {
 		return r, err
 	}
-	for _, w := range []world.Workload{
-		{Role: proxy.RoleSidecar, Name: "client", Addresses: []netip.Addr{netip.MustParseAddr(clientAddress)}},
-		{Role: proxy.RoleSidecar, Name: "server", Addresses: []netip.Addr{netip.MustParseAddr(serverAddress)}, Ports: map[string]uint16{
-			"http": portHTTP, "auto": portAuto, "grpc": portGRPC, "tcp": portBytes, "greet": portGreet, "tls": portTLS,
-		}},
-		{Role: proxy.RoleGateway, Name: "gateway", Addresses: []netip.Addr{netip.MustParseAddr(gatewayAddress)}},
-	} {
-		w.Kind, w.Namespace, w.Labels, w.CertificateTTL = world.Lateen, namespace, map[string]string{"app": w.Name}, certificateTTL
+	for _, w := range workloads {
+		w.Kind, w.Namespace, w.CertificateTTL = world.Lateen, namespace, certificateTTL
 		w.Place, w.Threads = r.places[w.Addresses[0].String()], 2
 		if r.proxies[w.Name], err = r.mesh.Start(ctx, w); err != nil {
 			return r, err
@@ -143,7 +158,9 @@ func (r *rig) accessLog(name string) string {
 func (r *rig) rotate() error {
 	for name, p := range r.proxies {
 		path := r.accessLog(name)
-		if err := os.Rename(path, path+".old"); err != nil {
+		if err := os.Rename(path, path+".old"); errors.Is(err, fs.ErrNotExist) { // nothing has come its way
+			continue
+		} else if err != nil {
 			return err
 		}
 		if err := syscall.Kill(p.PID(), syscall.SIGUSR1); err != nil {

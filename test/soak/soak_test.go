@@ -37,7 +37,7 @@ const (
 	looksPerSoak   = 40 // at what the proxies hold
 	rotationsEvery = 15 * time.Second
 	// ending is what a soak needs beside the time of its traffic.
-	ending = 3 * time.Minute
+	ending = 6 * time.Minute
 )
 
 // kind is one sort of traffic on its ways.
@@ -48,34 +48,34 @@ type kind struct {
 }
 
 var kinds = []kind{
-	{"h1", []*via{&plainHTTP, &plainHTTP2, &plainAuto, &pairHTTP, &pairAuto, &gatewayHTTP, &gatewayPlain}, func(s *soak, v *via) player {
+	{"h1", []*via{&plainHTTP, &plainHTTP2, &plainAuto, &pairHTTP, &pairAuto, &tunnelHTTP, &tunnelAuto, &gatewayHTTP, &gatewayPlain}, func(s *soak, v *via) player {
 		return &http1Player{r: s.rig, v: v}
 	}},
-	{"h1-close", []*via{&plainHTTP, &pairHTTP, &gatewayHTTP}, func(s *soak, v *via) player {
+	{"h1-close", []*via{&plainHTTP, &pairHTTP, &tunnelHTTP, &gatewayHTTP}, func(s *soak, v *via) player {
 		return &http1Player{r: s.rig, v: v, close1: true}
 	}},
-	{"h1-pipeline", []*via{&plainHTTP, &plainHTTP2, &pairHTTP, &gatewayHTTP}, func(s *soak, v *via) player {
+	{"h1-pipeline", []*via{&plainHTTP, &plainHTTP2, &pairHTTP, &tunnelHTTP, &gatewayHTTP}, func(s *soak, v *via) player {
 		return &pipelinePlayer{http1Player{r: s.rig, v: v}}
 	}},
-	{"websocket", []*via{&plainHTTP, &pairHTTP, &gatewayHTTP}, func(s *soak, v *via) player {
+	{"websocket", []*via{&plainHTTP, &pairHTTP, &tunnelHTTP, &gatewayHTTP}, func(s *soak, v *via) player {
 		return &socketPlayer{http1Player{r: s.rig, v: v}}
 	}},
-	{"h2", []*via{&plainHTTP, &plainHTTP2, &plainAuto, &pairHTTP, &pairAuto, &gatewayHTTP, &gatewayPlain}, func(s *soak, v *via) player {
+	{"h2", []*via{&plainHTTP, &plainHTTP2, &plainAuto, &pairHTTP, &pairAuto, &tunnelHTTP, &tunnelAuto, &gatewayHTTP, &gatewayPlain}, func(s *soak, v *via) player {
 		return &http2Player{v: v, transport: s.transports[v]}
 	}},
-	{"grpc-unary", []*via{&plainGRPC, &pairGRPC, &gatewayGRPC}, func(s *soak, v *via) player {
+	{"grpc-unary", []*via{&plainGRPC, &pairGRPC, &tunnelGRPC, &gatewayGRPC}, func(s *soak, v *via) player {
 		return &grpcPlayer{conn: s.calls[v]}
 	}},
-	{"grpc-stream", []*via{&plainGRPC, &pairGRPC, &gatewayGRPC}, func(s *soak, v *via) player {
+	{"grpc-stream", []*via{&plainGRPC, &pairGRPC, &tunnelGRPC, &gatewayGRPC}, func(s *soak, v *via) player {
 		return &grpcPlayer{conn: s.calls[v], stream: true}
 	}},
-	{"tcp", []*via{&plainBytes, &pairBytes, &gatewayBytes}, func(s *soak, v *via) player {
+	{"tcp", []*via{&plainBytes, &pairBytes, &tunnelBytes, &gatewayBytes}, func(s *soak, v *via) player {
 		return &bytesPlayer{r: s.rig, v: v}
 	}},
-	{"server-first", []*via{&plainGreet, &pairGreet}, func(s *soak, v *via) player {
+	{"server-first", []*via{&plainGreet, &pairGreet, &tunnelGreet}, func(s *soak, v *via) player {
 		return &bytesPlayer{r: s.rig, v: v, greet: true}
 	}},
-	{"tls", []*via{&plainTLS, &pairTLS, &gatewayTLS, &gatewaySNI}, func(s *soak, v *via) player {
+	{"tls", []*via{&plainTLS, &pairTLS, &tunnelTLS, &gatewayTLS, &gatewaySNI}, func(s *soak, v *via) player {
 		return &bytesPlayer{r: s.rig, v: v, tls: true}
 	}},
 }

@@ -109,6 +109,9 @@ func (t *tally) table(kinds []string) string {
 	sum := counts{}
 	row := func(name string, c *counts) {
 		n := c.whole + c.left + c.cut + c.wrong + c.failed
+		if n == 0 {
+			return
+		}
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", name, n, c.whole, c.left, c.cut, c.bytes>>20, c.wrong, c.failed)
 	}
 	for _, k := range append(kinds, unknown) {
