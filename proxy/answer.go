@@ -132,7 +132,7 @@ func (x *exchange) respond(a *attempt, h *stream.Head, end bool) {
 	}
 	if !x.rec.completed.IsZero() { // as Envoy: of an answer to half a request it says nothing
 		x.w.scratch = strconv.AppendInt(x.w.scratch[:0], x.rec.responded.Sub(x.rec.completed).Milliseconds(), 10)
-		h.Set("x-envoy-upstream-service-time", x.w.scratch)
+		h.SetLine("x-envoy-upstream-service-time", x.w.scratch)
 	}
 	x.editResponse(h)
 	x.down.SendHead(h, end)

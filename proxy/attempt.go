@@ -66,7 +66,7 @@ func (a *attempt) ready(u *upstream, reused bool) {
 func (a *attempt) sendHead(h *stream.Head, end bool) {
 	if x := a.x; x != nil && x.d.s.listener.Plan.Direction != plan.Inbound {
 		a.w.scratch = strconv.AppendInt(a.w.scratch[:0], int64(x.tries+1), 10)
-		h.Set("x-envoy-attempt-count", a.w.scratch)
+		h.SetLine("x-envoy-attempt-count", a.w.scratch)
 	}
 	if a.x != nil && h.Upgrade {
 		a.askUpgrade(h)

@@ -116,11 +116,9 @@ func (x *exchange) release() {
 		x.cluster.ReleaseRequest()
 	}
 	x.w.giveBody(x.body)
-	for _, h := range [...]*stream.Head{&x.req, &x.trailers} {
-		if h.Size() > keptHeadBytes {
-			*h = stream.Head{}
-		}
-		h.Reset()
+	x.req.Recycle(keptHeadBytes)
+	if x.hasTrail {
+		x.trailers.Recycle(keptHeadBytes)
 	}
 	clear(x.tried)
 	x.tried = x.tried[:0]

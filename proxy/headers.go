@@ -116,23 +116,29 @@ func (x *exchange) forwarded(h *stream.Head, http *plan.HTTP) {
 	if x.d.s.secured && !x.d.s.meshed {
 		proto = "https"
 	}
-	if !http.AppendForwardedFor {
-		if _, has := h.Get("x-forwarded-proto"); !has {
-			h.AddString("x-forwarded-proto", proto)
-		}
+	if http.AppendForwardedFor {
+		x.appendForwardedFor(h)
+	}
+	if _, has := h.Get("x-forwarded-proto"); !has || http.AppendForwardedFor && http.TrustedHops == 0 {
+		h.SetLine("x-forwarded-proto", []byte(proto))
+	}
+}
+
+// appendForwardedFor adds the client to x-forwarded-for. What the client says in it is kept, also where it is not
+// believed, as Envoy does.
+func (x *exchange) appendForwardedFor(h *stream.Head) {
+	client := x.d.s.src.Addr().Unmap()
+	if _, has := h.Get("x-forwarded-for"); !has {
+		x.w.scratch = client.AppendTo(x.w.scratch[:0])
+		h.SetLine("x-forwarded-for", x.w.scratch)
 		return
 	}
-	x.w.scratch = appendJoined(x.w.scratch[:0], h, "x-forwarded-for") // kept, also where it is not believed, as Envoy does
+	x.w.scratch = appendJoined(x.w.scratch[:0], h, "x-forwarded-for")
 	if len(x.w.scratch) > 0 {
 		x.w.scratch = append(x.w.scratch, ',')
 	}
-	x.w.scratch = x.d.s.src.Addr().Unmap().AppendTo(x.w.scratch)
+	x.w.scratch = client.AppendTo(x.w.scratch)
 	h.Set("x-forwarded-for", x.w.scratch)
-	if http.TrustedHops == 0 {
-		h.Set("x-forwarded-proto", []byte(proto))
-	} else if _, has := h.Get("x-forwarded-proto"); !has {
-		h.AddString("x-forwarded-proto", proto)
-	}
 }
 
 // appendJoined appends all fields of a name as one list (RFC 9110 section 5.3): what a client sends in a line of its own
@@ -176,7 +182,7 @@ func (x *exchange) requestID(h *stream.Head) {
 		return
 	}
 	x.w.scratch = x.w.propagator.IDs.AppendRequestID(x.w.scratch[:0])
-	h.Set("x-request-id", x.w.scratch)
+	h.SetLine("x-request-id", x.w.scratch)
 }
 
 // clientCert tells the application who called, in x-forwarded-client-cert.

@@ -22,6 +22,8 @@ const (
 	waitersPerPool = 8192
 	// upstreamIdle is how long an unused connection is kept, Istio's default.
 	upstreamIdle = time.Hour
+	// recentPools is how many pools a worker finds at once.
+	recentPools = 64
 	// freeMax is how many exchanges and attempts are kept for reuse.
 	freeMax = 1024
 )
@@ -88,11 +90,7 @@ func (w *worker) acquire(t target, a *attempt) {
 	if key.plan.Discovery == plan.DiscoverDNSFirst {
 		key.addr, key.first = netip.AddrPort{}, true
 	}
-	p := w.pools[key]
-	if p == nil {
-		p = &pool{w: w, key: key}
-		w.pools[key] = p
-	}
+	p := w.pool(&key)
 	p.t = t // the endpoint may have gone and come back, or have another address
 	p.used = w.loop.Now()
 	for _, u := range p.multi {
@@ -114,6 +112,21 @@ func (w *worker) acquire(t target, a *attempt) {
 	a.pool = p
 	p.waiters = append(p.waiters, a)
 	p.dial()
+}
+
+// pool is the pool of a key, made where there is none. Those of the last requests are found without hashing the key.
+func (w *worker) pool(key *poolKey) *pool {
+	recent := &w.recent[(key.addr.Addr().As16()[15]+uint8(key.addr.Port()))%recentPools]
+	if p := *recent; p != nil && p.key == *key {
+		return p
+	}
+	p := w.pools[*key]
+	if p == nil {
+		p = &pool{w: w, key: *key}
+		w.pools[*key] = p
+	}
+	*recent = p
+	return p
 }
 
 // dial opens as many connections as the waiting requests need: one each for HTTP/1, one at a time for HTTP/2. When the
@@ -332,6 +345,7 @@ func (h h2Client) OnDead(*http2.ClientConn) { h.leave() }
 
 // sweepPools closes connections that have been unused, or open, for too long, and forgets empty pools.
 func (w *worker) sweepPools(now time.Time) {
+	clear(w.recent[:])
 	for key, p := range w.pools {
 		idle := key.plan.IdleTimeout
 		if idle == 0 {

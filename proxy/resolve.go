@@ -350,11 +350,8 @@ func expand(c *plan.Cluster, hosts map[string][]netip.Addr) []plan.Endpoint {
 // park has an attempt wait for its cluster's first look-up, among the others of a pool that never dials.
 func (w *worker) park(t target, a *attempt) {
 	key := poolKey{plan: t.cluster.Plan(), parked: true}
-	p := w.pools[key]
-	if p == nil {
-		p = &pool{w: w, key: key, t: t}
-		w.pools[key] = p
-	}
+	p := w.pool(&key)
+	p.t = t
 	p.used = w.loop.Now()
 	if len(p.waiters) >= waitersPerPool || !t.cluster.AcquirePending() {
 		a.failed(telemetry.PendingOverflow, errors.New("too many requests wait for a DNS answer"))

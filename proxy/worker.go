@@ -32,6 +32,7 @@ type worker struct {
 	mem http2.Memory
 
 	pools       map[poolKey]*pool
+	recent      [recentPools]*pool // of pools, by address
 	sessions    map[*session]struct{}
 	relays      map[*relay]struct{}
 	downstreams map[*downstream]struct{}

@@ -233,15 +233,32 @@ func (m *message) field(line []byte, h *stream.Head) Fault {
 		}
 		return faultNone
 	}
-	own, f := m.special(name, value, h)
+	kind, f := m.special(name, value, h)
 	switch {
-	case own:
-	case len(value) == len(p)-i-2 && p[i+1] == ' ' && hop(name) == hopNot: // just as we would write it
+	case kind == fieldOwn:
+	case kind == fieldPlain && len(value) == len(p)-i-2 && p[i+1] == ' ': // just as we would write it
 		h.AddLine(line, i)
 	default:
 		h.Add(name, value)
 	}
 	return f
+}
+
+// fieldKind says what becomes of a field.
+type fieldKind uint8
+
+const (
+	fieldPlain fieldKind = iota // it is delivered
+	fieldHop                    // it is delivered, but does not go on as it is: it means something to this connection
+	fieldOwn                    // it is not delivered
+)
+
+// ownIf is fieldOwn if so, else fieldPlain.
+func ownIf(so bool) fieldKind {
+	if so {
+		return fieldOwn
+	}
+	return fieldPlain
 }
 
 // trim removes optional white space at both ends (RFC 9110 section 5.6.3).
@@ -255,8 +272,8 @@ func trim(p []byte) []byte {
 	return p
 }
 
-// special looks after the fields that mean something to the connection. own: the field is not to be delivered.
-func (m *message) special(name, value []byte, h *stream.Head) (own bool, f Fault) {
+// special looks after the fields that mean something to the connection.
+func (m *message) special(name, value []byte, h *stream.Head) (fieldKind, Fault) {
 	switch len(name) {
 	case len("te"):
 		if stream.EqualFold(name, "te") {
@@ -264,11 +281,14 @@ func (m *message) special(name, value []byte, h *stream.Head) (own bool, f Fault
 				h.Add(name, []byte("trailers"))
 				m.te = true
 			}
-			return true, faultNone
+			return fieldOwn, faultNone
 		}
 	case len("host"):
-		if h.Status == 0 && stream.EqualFold(name, "host") {
-			return true, m.hostField(value, h)
+		if stream.EqualFold(name, "host") {
+			if h.Status == 0 {
+				return fieldOwn, m.hostField(value, h)
+			}
+			return fieldHop, faultNone
 		}
 	case len("expect"):
 		if !h.HTTP10 && stream.EqualFold(name, "expect") && stream.EqualFold(value, "100-continue") {
@@ -278,29 +298,30 @@ func (m *message) special(name, value []byte, h *stream.Head) (own bool, f Fault
 		if stream.EqualFold(name, "upgrade") {
 			m.upgrade = true
 			m.h2c = m.h2c || hasElement(value, "h2c")
+			return fieldHop, faultNone
 		}
 	case len("connection"):
 		if stream.EqualFold(name, "connection") {
-			return true, m.connection(value, h)
+			return fieldOwn, m.connection(value, h)
 		}
-		return stream.EqualFold(name, "keep-alive"), faultNone
+		return ownIf(stream.EqualFold(name, "keep-alive")), faultNone
 	case len("content-length"):
 		if stream.EqualFold(name, "content-length") {
-			return true, m.contentLength(value, h)
+			return fieldOwn, m.contentLength(value, h)
 		}
-		return stream.EqualFold(name, "http2-settings"), faultNone
+		return ownIf(stream.EqualFold(name, "http2-settings")), faultNone
 	case len("proxy-connection"):
-		return stream.EqualFold(name, "proxy-connection"), faultNone
+		return ownIf(stream.EqualFold(name, "proxy-connection")), faultNone
 	case len("transfer-encoding"):
 		if stream.EqualFold(name, "transfer-encoding") {
 			if m.coding {
-				return true, FaultCoding
+				return fieldOwn, FaultCoding
 			}
 			m.coding = true
-			return true, transferEncoding(value)
+			return fieldOwn, transferEncoding(value)
 		}
 	}
-	return false, faultNone
+	return fieldPlain, faultNone
 }
 
 func (m *message) hostField(value []byte, h *stream.Head) Fault {

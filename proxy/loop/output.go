@@ -117,11 +117,16 @@ func (c *Conn) flush() {
 func (c *Conn) send(tail []byte) (sent int) {
 	l := c.loop
 	for c.flags&(blocked|broken) == 0 {
-		size := l.gather(&c.out, tail[sent:])
+		n, size, errno := 0, 0, syscall.Errno(0)
+		if k := c.out.head; k != nil && k.next == nil && len(tail) == 0 { // mostly
+			size = k.w - k.r
+			n, errno = send(c.fd, k.bytes())
+		} else if size = l.gather(&c.out, tail[sent:]); size > 0 {
+			n, errno = l.push(c.fd)
+		}
 		if size == 0 {
 			break
 		}
-		n, errno := l.push(c.fd)
 		if errno != 0 && errno != unix.EAGAIN {
 			c.breakOff(errno)
 			break

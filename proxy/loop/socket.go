@@ -15,10 +15,11 @@ import (
 // The calls below never block, so they go to the kernel without telling the
 // scheduler (RawSyscall), which is a large part of the price of a short call.
 
-// recv reads from fd. n is 0 with errno 0 at the end of the stream.
+// recv reads from the socket fd. n is 0 with errno 0 at the end of the stream. Of the calls that read it is the cheapest:
+// read goes through the file system's layer first.
 func recv(fd int, p []byte) (n int, errno syscall.Errno) {
 	for {
-		r, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		r, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), 0, 0, 0)
 		if errno == unix.EINTR {
 			continue
 		}

@@ -55,6 +55,14 @@ func (h *Head) Reset() {
 	*h = Head{buf: h.buf[:0], fields: h.fields[:0], ContentLength: -1}
 }
 
+// Recycle is Reset where at most so many bytes are to be kept for the next message.
+func (h *Head) Recycle(bytes int) {
+	if len(h.buf) > bytes {
+		*h = Head{}
+	}
+	h.Reset()
+}
+
 // Swap exchanges the contents of h and o, memory included.
 func (h *Head) Swap(o *Head) { *h, *o = *o, *h }
 
@@ -145,6 +153,22 @@ func (h *Head) AddString(name, value string) {
 func (h *Head) AddLine(line []byte, name int) {
 	at := h.put(line)
 	h.append(field{span{at.off, at.off + uint32(name)}, span{at.off + uint32(name) + 2, at.end - 2}, true})
+}
+
+// SetLine is Set for a field that is written as it is, like one that AddLine brought; the caller answers for the same.
+func (h *Head) SetLine(name string, value []byte) {
+	at := h.putString(name)
+	h.buf = append(append(append(h.buf, ": "...), value...), "\r\n"...)
+	end := uint32(len(h.buf)) - 2
+	f := field{at, span{at.end + 2, end}, true}
+	if h.mayHave(name) {
+		if i := h.find(name, 0); i >= 0 {
+			h.fields[i] = f
+			h.del(name, i+1)
+			return
+		}
+	}
+	h.append(f)
 }
 
 func (h *Head) append(f field) {

@@ -43,6 +43,12 @@ func TestLinesAreGivenBackUntilTheyChange(t *testing.T) {
 		{"two of a name deleted", func(h *Head) { h.Del("x-a") }, []string{"Accept: */*\r\n", "x-b: 2\r\n"}},
 		{"one set", func(h *Head) { h.Set("x-b", []byte("5")) }, []string{"Accept: */*\r\nX-A: 1\r\n", "[x-b=5]", "x-a: 3\r\n"}},
 		{"two of a name set", func(h *Head) { h.Set("x-a", []byte("5")) }, []string{"Accept: */*\r\n", "[X-A=5]", "x-b: 2\r\n"}},
+		{"a line set", func(h *Head) { h.SetLine("x-b", []byte("5")) }, []string{"Accept: */*\r\nX-A: 1\r\n", "x-b: 5\r\n", "x-a: 3\r\n"}},
+		{"a line set for two of a name", func(h *Head) { h.SetLine("x-a", nil) }, []string{"Accept: */*\r\n", "x-a: \r\n", "x-b: 2\r\n"}},
+		{
+			"new lines set", func(h *Head) { h.SetLine("x-c", []byte("4")); h.SetLine("x-d", []byte("5")) },
+			[]string{"Accept: */*\r\nX-A: 1\r\nx-b: 2\r\nx-a: 3\r\nx-c: 4\r\nx-d: 5\r\n"},
+		},
 		{
 			"a line after something else", func(h *Head) { h.SetPathString("/b"); h.AddLine([]byte("y: z\r\n"), 1) },
 			[]string{"Accept: */*\r\nX-A: 1\r\nx-b: 2\r\nx-a: 3\r\n", "y: z\r\n"},
