@@ -42,40 +42,41 @@ const (
 type Config struct {
 	// Proxy is how the proxy's own traffic is recognised. The zero value stands for uid 1337, gid 1337 and socket
 	// mark 0x539/0xfff, each of which is enough.
-	Proxy Proxy
+	Proxy Proxy `json:"proxy,omitzero"`
 	// OutboundPort and InboundPort are where the proxy listens (Istio: proxyListenPort, proxyInboundListenPort of
 	// the mesh configuration). Default 15001 and 15006.
-	OutboundPort, InboundPort uint16
+	OutboundPort uint16 `json:"outboundPort,omitzero"`
+	InboundPort  uint16 `json:"inboundPort,omitzero"`
 
 	// NoInbound captures no inbound connection.
-	NoInbound bool
+	NoInbound bool `json:"noInbound,omitzero"`
 	// IncludeInboundPorts, unless empty, are the only ports whose inbound connections are captured.
-	IncludeInboundPorts []uint16
+	IncludeInboundPorts []uint16 `json:"includeInboundPorts,omitzero"`
 	// ExcludeInboundPorts are not captured, besides the proxy's own 15008, 15020, 15021 and 15090. As in Istio they
 	// do not count when IncludeInboundPorts is given.
-	ExcludeInboundPorts []uint16
+	ExcludeInboundPorts []uint16 `json:"excludeInboundPorts,omitzero"`
 
 	// NoOutbound captures no outbound connection, except to IncludeOutboundPorts.
-	NoOutbound bool
+	NoOutbound bool `json:"noOutbound,omitzero"`
 	// IncludeOutboundPorts are captured whatever IncludeOutboundRanges and NoOutbound say, but not where an
 	// exclusion says otherwise.
-	IncludeOutboundPorts []uint16
+	IncludeOutboundPorts []uint16 `json:"includeOutboundPorts,omitzero"`
 	// ExcludeOutboundPorts are not captured. Port 53 among them also frees DNS.
-	ExcludeOutboundPorts []uint16
+	ExcludeOutboundPorts []uint16 `json:"excludeOutboundPorts,omitzero"`
 	// IncludeOutboundRanges, unless empty, are the only destinations whose connections are captured. A loopback
 	// range among them makes connections over the loopback interface eligible too, which otherwise are not.
-	IncludeOutboundRanges []netip.Prefix
+	IncludeOutboundRanges []netip.Prefix `json:"includeOutboundRanges,omitzero"`
 	// ExcludeOutboundRanges are destinations that are not captured.
-	ExcludeOutboundRanges []netip.Prefix
+	ExcludeOutboundRanges []netip.Prefix `json:"excludeOutboundRanges,omitzero"`
 
 	// NoDNS captures no query. Istio's sidecar has it so unless ISTIO_META_DNS_CAPTURE is set.
-	NoDNS bool
+	NoDNS bool `json:"noDNS,omitzero"`
 	// Resolvers, unless empty, are the only addresses whose port 53 is captured; else it is port 53 of any address.
 	// Name the workload's configured resolvers here if a DNS server of its own (dnsmasq) asks others.
-	Resolvers []netip.Addr
+	Resolvers []netip.Addr `json:"resolvers,omitzero"`
 
 	// ExcludeInterfaces are left alone in both directions.
-	ExcludeInterfaces []string
+	ExcludeInterfaces []string `json:"excludeInterfaces,omitzero"`
 }
 
 // Proxy is how the proxy's traffic is recognised: by any of these. As soon as one field is set the others have no
@@ -83,12 +84,13 @@ type Config struct {
 // (CAP_NET_ADMIN, or CAP_NET_RAW since Linux 5.17), can step around the proxy.
 type Proxy struct {
 	// UIDs and GIDs own the proxy's sockets. They are numbers of the user namespace that owns the network namespace.
-	UIDs, GIDs []uint32
+	UIDs []uint32 `json:"uids,omitzero"`
+	GIDs []uint32 `json:"gids,omitzero"`
 	// Mark is the SO_MARK of the proxy's sockets, which works also where the workload and the proxy share their
 	// only uid. 0 means none.
-	Mark uint32
+	Mark uint32 `json:"mark,omitzero"`
 	// Mask are the bits of the mark that are compared. 0 means all.
-	Mask uint32
+	Mask uint32 `json:"mask,omitzero"`
 }
 
 // reservedInboundPorts are served by the proxy for those who are not in the mesh: merged metrics and the probes of
