@@ -74,6 +74,15 @@ func (c *check) proxyConfig() {
 	}
 }
 
+// ReadProxyConfig reads the text of a pod's annotation proxy.istio.io/config. What is unknown in it is a warning. It does
+// not judge which fields are acted on.
+func ReadProxyConfig(text string) (config *meshconfig.ProxyConfig, faults, warnings []Fault) {
+	r := &reader{data: []byte(text), places: map[string]place{}, unjudged: true}
+	config = &meshconfig.ProxyConfig{}
+	r.nested(&check{&Object{}, r}, "", text, config)
+	return config, r.faults, r.warnings
+}
+
 // metadata judges proxyMetadata, of which one key is acted on.
 func (c *check) metadata(path string, p *meshconfig.ProxyConfig) {
 	for _, key := range slices.Sorted(maps.Keys(p.GetProxyMetadata())) {
@@ -100,7 +109,10 @@ func (r *reader) nested(c *check, path, text string, config proto.Message) {
 		return
 	}
 	offset := r.offset
-	r.prefix, r.lenient = path+".", true
+	r.lenient = true
+	if path != "" {
+		r.prefix = path + "."
+	}
 	// The lines of a block ("mesh: |") stand one for one below the key; those of other texts cannot be told.
 	if strings.Contains(text, "\n") {
 		r.offset = place{outer.line, r.indent(outer.line + 1)}

@@ -38,6 +38,8 @@ type reader struct {
 	fixed   *place // every position, for a text whose lines cannot be told
 	places  map[string]place
 	lenient bool // unknown fields are warnings; durations may be 0
+	// unjudged leaves it to the caller to say what is not acted on.
+	unjudged bool
 }
 
 func (r *reader) at(n *yaml.Node) place {

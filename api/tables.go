@@ -140,6 +140,9 @@ func (r *reader) remark(owner string, f field, path string) {
 	if instead := deprecated[key]; instead != "" {
 		r.warn(r.at(f.key), path, "is deprecated; write %s instead", instead)
 	}
+	if r.unjudged {
+		return
+	}
 	fields, listed := acted[owner]
 	if listed = listed && !slices.Contains(fields, f.name); !listed && !idle[key] {
 		return
