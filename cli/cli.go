@@ -127,7 +127,7 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: "see", Title: "See:"})
 	for group, list := range map[string][]*cobra.Command{
 		"run":    {a.demo(), a.run(), a.stop()},
-		"config": {a.apply(), a.delete(), a.get(), a.token()},
+		"config": {a.apply(), a.delete(), a.get(), a.token(), a.inject()},
 		"see":    {a.status(), a.proxyConfig()},
 		"":       append(a.hidden(), a.version()),
 	} {

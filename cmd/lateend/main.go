@@ -1,4 +1,5 @@
-// Command lateend is the control plane of a Lateen mesh.
+// Command lateend is the control plane of a Lateen mesh. `lateend kube-inject` puts proxies into Kubernetes' workloads
+// in files instead; it is what `lateen kube-inject` starts.
 package main
 
 import (
@@ -14,6 +15,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "kube-inject" {
+		os.Exit(kubeInject(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
+	}
 	var cfg control.Config
 	flag.StringVar(&cfg.Dir, "dir", "", "folder of configuration `YAML`")
 	flag.StringVar(&cfg.State, "state", "", "`folder` for the authority's key and what must survive a restart")
