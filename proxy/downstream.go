@@ -29,17 +29,16 @@ type downstream struct {
 	http   *plan.HTTP
 	h1     *http1.ServerConn
 	h2     *http2.ServerConn
-	active int // exchanges
-	used   time.Time
+	rec    *connRecord
+	route  string        // the name of the last route that was looked up by host
+	used   time.Duration // as the loop counts
+	active int32         // exchanges
 	linger bool
-	rec    connRecord
-	route  string // the name of the last route that was looked up by host
 }
 
 // serve speaks HTTP on a session's connection.
 func (w *worker) serve(s *session, g guess) {
-	d := &downstream{w: w, s: s, c: s.c, http: s.chain.Plan.HTTP, used: w.loop.Now()}
-	d.rec.init(d)
+	d := &downstream{w: w, s: s, c: s.c, http: s.chain.Plan.HTTP, used: w.loop.Elapsed(), rec: newConnRecord(s)}
 	w.downstreams[d] = struct{}{}
 	s.end()
 	if g == guessHTTP2 {
@@ -75,7 +74,7 @@ func (d *downstream) routeName(host []byte) string {
 // exchangeOver is told when an exchange has ended.
 func (d *downstream) exchangeOver() {
 	d.active--
-	d.used = d.w.loop.Now()
+	d.used = d.w.loop.Elapsed()
 }
 
 // drain lets the client finish what is open and take its next requests elsewhere. An idle HTTP/1 connection is left
@@ -91,7 +90,7 @@ func (d *downstream) drain() {
 }
 
 // OnIdle: the client's turn.
-func (d *downstream) OnIdle(*http1.ServerConn) { d.used = d.w.loop.Now() }
+func (d *downstream) OnIdle(*http1.ServerConn) { d.used = d.w.loop.Elapsed() }
 
 // OnRefused: the codec has answered what was no request.
 func (d *downstream) OnRefused(_ *http1.ServerConn, f http1.Fault) { d.w.recordBadRequest(d, f) }
@@ -102,11 +101,11 @@ func (d *downstream) OnFault(_ *http2.ServerConn, err *http2.Error) { d.w.record
 // OnLinger: all has been said.
 func (d *downstream) OnLinger(*http1.ServerConn) {
 	d.linger = true
-	d.used = d.w.loop.Now()
+	d.used = d.w.loop.Elapsed()
 }
 
 // sweep closes the connection if it has been idle for too long.
-func (d *downstream) sweep(now time.Time) {
+func (d *downstream) sweep(now time.Duration) {
 	if d.h2 != nil {
 		d.h2.Tick()
 	}
@@ -123,13 +122,13 @@ func (d *downstream) sweep(now time.Time) {
 		idle = headWait
 	case d.h1 != nil && d.w.draining:
 		idle = drainQuiet
-	case d.h2 != nil && d.w.draining && now.Sub(d.used) >= drainQuiet:
+	case d.h2 != nil && d.w.draining && now-d.used >= drainQuiet:
 		d.h2.Drain()
-	case d.h2 != nil && now.Sub(d.used) >= idle:
+	case d.h2 != nil && now-d.used >= idle:
 		d.h2.Drain() // a request may be under way
 		idle += lingerWait
 	}
-	if now.Sub(d.used) >= idle {
+	if now-d.used >= idle {
 		d.c.Close()
 	}
 }

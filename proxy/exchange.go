@@ -550,7 +550,7 @@ func (x *exchange) finish() {
 
 // remoteIP is the client's address as far as the proxies in front are believed.
 func (x *exchange) remoteIP() netip.Addr {
-	src := x.d.s.src.Addr()
+	src := x.d.s.src().Addr()
 	if x.d.http.TrustedHops == 0 {
 		return src
 	}

@@ -30,8 +30,9 @@ const (
 type tunnelPeer struct {
 	w        *worker
 	c        *loop.Conn
-	server   *hbone.Server // nil until the peer has proved itself
-	wait     loop.Timer    // for the ClientHello
+	local    netip.AddrPort // where it has connected to
+	server   *hbone.Server  // nil until the peer has proved itself
+	wait     loop.Timer     // for the ClientHello
 	hello    hello.Info
 	peer     identity.ID
 	peerText string
@@ -40,7 +41,7 @@ type tunnelPeer struct {
 
 // acceptTunnels takes a connection to the port for tunnels.
 func (w *worker) acceptTunnels(c *loop.Conn) {
-	t := &tunnelPeer{w: w, c: c}
+	t := &tunnelPeer{w: w, c: c, local: c.LocalAddr()}
 	w.peersIn[t] = struct{}{}
 	t.wait.Init(w.loop, func() {
 		t.refuse(telemetry.MTLSRequired, fmt.Errorf("no ClientHello within %s", handshakeWait))
@@ -51,7 +52,7 @@ func (w *worker) acceptTunnels(c *loop.Conn) {
 
 // refuse closes the connection and tells why.
 func (t *tunnelPeer) refuse(why telemetry.Reason, err error) {
-	t.log(why, t.c.LocalAddr(), err)
+	t.log(why, t.local, err)
 	t.c.Abort()
 }
 
@@ -77,7 +78,7 @@ func (t *tunnelPeer) OnData(_ *loop.Conn, p []byte) int {
 
 func (t *tunnelPeer) onHandshake(err error) {
 	if err != nil { // the loop closes the connection, so that the client learns of the alert
-		t.log(tlsReason(err), t.c.LocalAddr(), err)
+		t.log(tlsReason(err), t.local, err)
 		return
 	}
 	state := t.c.TLS()
@@ -116,14 +117,14 @@ func (t *tunnelPeer) forget() {
 
 // OnFault tells what the peer did wrong.
 func (t *tunnelPeer) OnFault(_ *hbone.Server, err error) {
-	t.log(telemetry.DownstreamProtocolError, t.c.LocalAddr(), err)
+	t.log(telemetry.DownstreamProtocolError, t.local, err)
 }
 
 // OnTunnel treats a tunnel as a captured connection to the same address: only to the workload's own addresses, for this
 // is no relay to others.
 func (t *tunnelPeer) OnTunnel(in *hbone.Inbound) {
 	dst := in.Dst()
-	if !t.w.p.ownAddr(dst.Addr(), t.c.LocalAddr().Addr()) || ownPort(dst.Port()) {
+	if !t.w.p.ownAddr(dst.Addr(), t.local.Addr()) || ownPort(dst.Port()) {
 		t.log(telemetry.UnknownDestination, dst, errors.New("not an address of this workload"))
 		in.Refuse(400)
 		return
@@ -133,8 +134,8 @@ func (t *tunnelPeer) OnTunnel(in *hbone.Inbound) {
 		src = said // of its own address the peer knows the port better
 	}
 	s := t.w.newSession(in.Accept(src), dst)
-	s.tunnel, s.secured = in, true
-	s.meshed, s.peer, s.peerText = true, t.peer, t.peerText
+	s.tunnel = in
+	s.proof = &proof{secured: true, meshed: true, peer: t.peer, peerText: t.peerText}
 	s.findListener(plan.ListenerInbound)
 }
 

@@ -116,8 +116,8 @@ func TestHBONEForwarded(t *testing.T) {
 		p.server.await("the tunnel", func(w *worker) bool { return len(w.relays) == 1 })
 		p.server.onLoop(func(w *worker) {
 			for r := range w.relays {
-				if got := r.s.src.Port() == 4711; got != want || r.s.src.Addr().String() != "127.0.0.1" {
-					t.Errorf("%s: the source is %s", header, r.s.src)
+				if got := r.s.src().Port() == 4711; got != want || r.s.src().Addr().String() != "127.0.0.1" {
+					t.Errorf("%s: the source is %s", header, r.s.src())
 				}
 			}
 		})

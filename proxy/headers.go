@@ -127,7 +127,7 @@ func (x *exchange) forwarded(h *stream.Head, http *plan.HTTP) {
 // appendForwardedFor adds the client to x-forwarded-for. What the client says in it is kept, also where it is not
 // believed, as Envoy does.
 func (x *exchange) appendForwardedFor(h *stream.Head) {
-	client := x.d.s.src.Addr().Unmap()
+	client := x.d.s.src().Addr().Unmap()
 	if _, has := h.Get("x-forwarded-for"); !has {
 		x.w.scratch = client.AppendTo(x.w.scratch[:0])
 		h.SetLine("x-forwarded-for", x.w.scratch)
@@ -274,7 +274,7 @@ func (x *exchange) hashRequest() {
 				x.addHash(x.rec.newCookie)
 			}
 		case in.SourceIP:
-			x.w.scratch = x.d.s.src.Addr().AppendTo(x.w.scratch[:0])
+			x.w.scratch = x.d.s.src().Addr().AppendTo(x.w.scratch[:0])
 			x.addHash(x.w.scratch)
 		case in.Query != "":
 			if v, has := queryValue(x.query.Query, in.Query); has {

@@ -18,7 +18,7 @@ const (
 	// idleTLS is how many connections the measurement holds.
 	idleTLS = 500
 	// idleTLSBytesMax is what an idle HTTP/1 connection with mutual TLS may hold of the heap.
-	idleTLSBytesMax = 4 << 10
+	idleTLSBytesMax = 3500
 )
 
 // leave makes a request and keeps the bare socket: what crypto/tls knows of the connection is the test's, not the proxy's.
@@ -74,7 +74,6 @@ func TestIdleTLSConnectionsHoldLittle(t *testing.T) {
 	fill := func(n int) {
 		for range n {
 			all = append(all, leave(t, at, cfg))
-			println(len(all))
 		}
 		r.await("all idle", func(w *worker) bool { return len(w.downstreams) == len(all) })
 	}

@@ -67,7 +67,7 @@ func (d *tcpDial) try() {
 		return
 	}
 	d.leave = nil
-	t.tcp, t.from = true, d.s.src
+	t.tcp, t.from = true, d.s.src()
 	t.tell(d.s)
 	d.ep, d.addr = t.ep, t.addr
 	if !t.cluster.AcquireConnection() {
@@ -160,11 +160,14 @@ func (s *session) dropEarly() {
 	}
 }
 
+// wanted reports whether the session still waits for what the server says.
+func (e *early) wanted() bool { return !e.s.ended && e.s.early == e }
+
 // OnData: the server speaks first, so this is no HTTP and no TLS of ours. Where the client has begun what may become a
 // ClientHello, it waits.
 func (e *early) OnData(c *loop.Conn, _ []byte) int {
 	switch {
-	case e.s.early != e || e.s.ended:
+	case !e.wanted():
 	case e.s.stage == stageBytes && e.s.unread > 0:
 		c.PauseRead()
 	case e.s.stage == stageBytes || e.s.stage == stageSniff:
@@ -176,7 +179,7 @@ func (e *early) OnData(c *loop.Conn, _ []byte) int {
 // OnEOF: the server has nothing to say, and takes the connection for over.
 func (e *early) OnEOF(c *loop.Conn) {
 	c.Close()
-	if e.s.early == e {
+	if e.wanted() {
 		e.s.early = nil
 		e.s.end()
 		e.s.w.connectionGone()
@@ -187,7 +190,7 @@ func (e *early) OnEOF(c *loop.Conn) {
 // OnClose forgets the connection.
 func (e *early) OnClose(*loop.Conn, error) {
 	e.dial.choice.Cluster.ReleaseConnection()
-	if e.s.early == e {
+	if e.wanted() {
 		e.s.early = nil
 		e.s.refuse(telemetry.UpstreamReset, errors.New("the server reset the connection before either side spoke"))
 	}

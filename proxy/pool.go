@@ -68,10 +68,11 @@ type upstream struct {
 	h1       *http1.ClientConn
 	h2       *http2.ClientConn
 	requests uint32
-	since    time.Time
-	used     time.Time
-	retired  bool // takes no more requests
-	left     bool // not among pool.open any more
+	since    time.Duration // when it was made, as the loop counts
+	used     time.Duration
+	local    netip.AddrPort // asked for at first use
+	retired  bool           // takes no more requests
+	left     bool           // not among pool.open any more
 }
 
 // acquire finds or makes a connection for an attempt, which is told by ready or failed, perhaps at once.
@@ -152,7 +153,7 @@ func (p *pool) connected(c *loop.Conn, counted bool, why telemetry.Reason, err e
 		p.fail(why, err)
 		return
 	}
-	now := p.w.loop.Now()
+	now := p.w.loop.Elapsed()
 	u := &upstream{pool: p, counted: counted, c: c, since: now, used: now}
 	if p.speaksHTTP2(c) {
 		u.h2 = http2.NewClientConn(c, p.w.h2Client(p.t), h2Client{u})
@@ -228,6 +229,14 @@ func (p *pool) forget(a *attempt) {
 	}
 }
 
+// localAddr is the connection's address on our side.
+func (u *upstream) localAddr() netip.AddrPort {
+	if !u.local.IsValid() {
+		u.local = u.c.LocalAddr()
+	}
+	return u.local
+}
+
 // free reports whether another request can be opened now.
 func (u *upstream) free() bool {
 	if u.retired {
@@ -243,7 +252,7 @@ func (u *upstream) free() bool {
 func (u *upstream) hand(a *attempt) {
 	reused := u.requests > 0
 	u.requests++
-	u.used = u.pool.w.loop.Now()
+	u.used = u.pool.w.loop.Elapsed()
 	if u.pool.key.first {
 		a.t.addr = u.c.RemoteAddr() // perhaps an older one than that of the endpoint
 		if a.x != nil {
@@ -311,7 +320,7 @@ func (u *upstream) OnIdle(*http1.ClientConn) {
 		u.c.Close()
 		return
 	}
-	u.used = u.pool.w.loop.Now()
+	u.used = u.pool.w.loop.Elapsed()
 	u.pool.serve(u)
 }
 
@@ -346,6 +355,7 @@ func (h h2Client) OnDead(*http2.ClientConn) { h.leave() }
 // sweepPools closes connections that have been unused, or open, for too long, and forgets empty pools.
 func (w *worker) sweepPools(now time.Time) {
 	clear(w.recent[:])
+	elapsed := w.loop.Elapsed()
 	for key, p := range w.pools {
 		idle := key.plan.IdleTimeout
 		if idle == 0 {
@@ -355,16 +365,16 @@ func (w *worker) sweepPools(now time.Time) {
 			idle = 0
 		}
 		for _, u := range slices.Clone(p.idle) {
-			if now.Sub(u.used) >= idle || old(u, now) {
+			if elapsed-u.used >= idle || old(u, elapsed) {
 				u.retire()
 				u.c.Close()
 			}
 		}
 		for _, u := range slices.Clone(p.multi) {
-			if u.h2.Active() == 0 && now.Sub(u.used) >= idle {
+			if u.h2.Active() == 0 && elapsed-u.used >= idle {
 				u.retire()
 				u.c.Close()
-			} else if old(u, now) {
+			} else if old(u, elapsed) {
 				u.retire()
 			} else {
 				u.h2.Tick()
@@ -385,7 +395,7 @@ func (p *pool) outdated() bool {
 		p.key.client != nil && p.key.client.left
 }
 
-func old(u *upstream, now time.Time) bool {
+func old(u *upstream, now time.Duration) bool {
 	limit := u.pool.key.plan.Limits.ConnectionDuration
-	return limit > 0 && now.Sub(u.since) > limit
+	return limit > 0 && now-u.since > limit
 }

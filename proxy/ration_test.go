@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lateen-mesh/lateen/proxy/loop"
 	"github.com/lateen-mesh/lateen/telemetry"
 )
 
@@ -113,7 +114,7 @@ func TestRefusalsAreRationed(t *testing.T) {
 	r := startRig(t)
 	refused := errors.New("the client's fault")
 	r.onLoop(func(w *worker) {
-		s := &session{w: w, started: w.loop.Now()}
+		s := &session{w: w, c: &loop.Conn{}, started: w.loop.Elapsed(), proof: nothingProven}
 		for range 500 {
 			w.recordRefusal(s, telemetry.MTLSRequired, refused)
 		}

@@ -62,7 +62,7 @@ func (r *record) attempt(a *attempt) {
 func (r *record) upstream(x *exchange, a *attempt, h *stream.Head, end bool) {
 	r.status, r.responded = h.Status, x.w.loop.Now()
 	if a.conn != nil {
-		r.upstreamLocal = a.conn.c.LocalAddr()
+		r.upstreamLocal = a.conn.localAddr()
 	}
 	if v, ok := h.Get("grpc-status"); ok && end {
 		r.grpcStatus = atoi(v)
@@ -93,7 +93,7 @@ func (r *record) end(x *exchange) {
 			Path: x.req.Path(), Request: &x.req, Status: r.status, GRPC: grpc, Reason: r.reason, Particular: r.detail, Flags: r.flags,
 			BytesReceived: uint64(r.received), BytesSent: uint64(r.sent), Attempts: uint64(r.attempts),
 			UpstreamHost: r.target.addr, UpstreamRemote: r.target.addr, UpstreamLocal: r.upstreamLocal,
-			DownstreamRemote: s.src, DownstreamDirect: s.src, DownstreamLocal: s.dst, ServerName: s.sni, LogType: "DownstreamEnd",
+			DownstreamRemote: s.src(), DownstreamDirect: s.src(), DownstreamLocal: s.dst, ServerName: s.sni, LogType: "DownstreamEnd",
 		}
 		if len(r.originalPath) > 0 {
 			e.Path = r.originalPath
@@ -309,10 +309,18 @@ func (r *connRecord) peer(w *worker, metadata []byte, principal string) telemetr
 	return r.named
 }
 
-func (r *connRecord) init(d *downstream) {
-	if d.s.meshed {
-		r.source = telemetry.Peer{Principal: d.s.peer.String(), Namespace: d.s.peer.Namespace}.Ref()
+// nothingNoted is the record of all who have proven nothing: there is nothing to keep about them.
+var nothingNoted = &connRecord{}
+
+func newConnRecord(s *session) *connRecord {
+	if !s.secured {
+		return nothingNoted
 	}
+	r := &connRecord{}
+	if s.meshed {
+		r.source = telemetry.Peer{Principal: s.peer.String(), Namespace: s.peer.Namespace}.Ref()
+	}
+	return r
 }
 
 // recordBadRequest tells of what was no request.
@@ -335,7 +343,7 @@ func (w *worker) recordInvalid(d *downstream, status int, cause error) {
 	if logs := w.logsOf(l); len(logs) > 0 {
 		w.entry = accesslog.Entry{
 			Start: w.loop.Now().In(time.UTC), Protocol: d.protocol(), Status: status, Reason: telemetry.DownstreamProtocolError,
-			Particular: cause.Error(), Flags: telemetry.DownstreamProtocolError.Flags(), DownstreamRemote: d.s.src, DownstreamDirect: d.s.src,
+			Particular: cause.Error(), Flags: telemetry.DownstreamProtocolError.Flags(), DownstreamRemote: d.s.src(), DownstreamDirect: d.s.src(),
 			DownstreamLocal: d.s.dst, ServerName: d.s.sni, LogType: "DownstreamEnd",
 		}
 		w.log(logs, &w.entry, true)
@@ -348,7 +356,7 @@ func (w *worker) recordRefusal(s *session, why telemetry.Reason, err error) {
 	if s.listener != nil {
 		name = s.listener.Plan.Name
 	}
-	w.p.logs.loops.Info("connection refused", "reason", why, "listener", name, "from", s.src, "to", s.dst, "cause", err, "hint", why.Hint())
+	w.p.logs.loops.Info("connection refused", "reason", why, "listener", name, "from", s.src(), "to", s.dst, "cause", err, "hint", why.Hint())
 	if s.tunnel != nil {
 		s.tunnel.RefuseWith(tunnelStatus(why))
 	}
@@ -363,8 +371,8 @@ func (w *worker) recordRefusal(s *session, why telemetry.Reason, err error) {
 	}
 	if logs := w.logsOf(s.listener.Plan); len(logs) > 0 {
 		w.entry = accesslog.Entry{
-			Start: s.started.In(time.UTC), Duration: w.loop.Now().Sub(s.started), Reason: why, Flags: why.Flags(),
-			DownstreamRemote: s.src, DownstreamDirect: s.src, DownstreamLocal: s.dst, ServerName: s.sni, Termination: why.String(),
+			Start: w.loop.At(s.started).In(time.UTC), Duration: w.loop.Elapsed() - s.started, Reason: why, Flags: why.Flags(),
+			DownstreamRemote: s.src(), DownstreamDirect: s.src(), DownstreamLocal: s.dst, ServerName: s.sni, Termination: why.String(),
 			LogType: "TcpConnectionEnd",
 		}
 		if err != nil {
@@ -413,9 +421,9 @@ func (w *worker) closeRelay(r *relay, why telemetry.Reason, err error) {
 	}
 	if logs := w.logsOf(s.listener.Plan); len(logs) > 0 {
 		w.entry = accesslog.Entry{
-			Start: s.started.In(time.UTC), Duration: w.loop.Now().Sub(s.started), Reason: why, Flags: why.Flags(),
+			Start: w.loop.At(s.started).In(time.UTC), Duration: w.loop.Elapsed() - s.started, Reason: why, Flags: why.Flags(),
 			BytesReceived: uint64(r.received), BytesSent: uint64(r.sent), UpstreamHost: r.addr, UpstreamRemote: r.addr,
-			DownstreamRemote: s.src, DownstreamDirect: s.src, DownstreamLocal: s.dst, ServerName: s.sni, LogType: "TcpConnectionEnd",
+			DownstreamRemote: s.src(), DownstreamDirect: s.src(), DownstreamLocal: s.dst, ServerName: s.sni, LogType: "TcpConnectionEnd",
 		}
 		if r.choice != nil {
 			w.entry.UpstreamCluster = r.choice.Name

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/balance"
+	"github.com/lateen-mesh/lateen/proxy/loop"
 	"github.com/lateen-mesh/lateen/proxy/table"
 	"github.com/lateen-mesh/lateen/telemetry/metrics"
 )
@@ -37,9 +38,9 @@ func finished(t testing.TB, told plan.Telemetry) *exchange {
 		}
 	})
 	l := &table.Listener{Plan: &plan.Listener{Direction: plan.Gateway, Telemetry: told}}
-	s := &session{w: w, listener: l, chain: &table.Chain{Plan: &plan.Chain{Name: "http"}}}
+	s := &session{w: w, c: &loop.Conn{}, proof: nothingProven, listener: l, chain: &table.Chain{Plan: &plan.Chain{Name: "http"}}}
 	x := &exchange{w: w}
-	x.d = &downstream{w: w, s: s}
+	x.d = &downstream{w: w, s: s, rec: nothingNoted}
 	x.rec.begin(x)
 	x.rec.status, x.rec.received, x.rec.sent = 200, 10, 2000
 	x.start = w.loop.Now().Add(-time.Millisecond)

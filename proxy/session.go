@@ -48,34 +48,45 @@ type session struct {
 	w        *worker
 	c        *loop.Conn
 	dst      netip.AddrPort // where the client wanted to go
-	src      netip.AddrPort
-	name     string // the listener's, as it is asked for
+	name     string         // the listener's, as it is asked for
 	listener *table.Listener
 	chain    *table.Chain
-	serial   uint64 // of the plan that listener and chain are from
-	started  time.Time
+	serial   uint64         // of the plan that listener and chain are from
+	started  time.Duration  // as the loop counts
+	tunnel   *hbone.Inbound // what carries the connection; nil: a socket
+	*proof
+	*detection // nil once the session has ended
 
-	tunnel *hbone.Inbound // what carries the connection; nil: a socket
+	stage stage
+	ended bool
+	left  bool // HTTP was spoken, and the connection is closed
+}
 
-	// What the peer proved by TLS.
+// proof is what a client said or proved by TLS. It is not changed once it is a session's.
+type proof struct {
 	secured    bool        // the connection is encrypted by us
 	meshed     bool        // with the mesh's identities
 	peer       identity.ID // of a meshed peer
 	peerText   string      // the peer's ID without scheme, "" if not meshed
 	sni        string
-	alpn       string
 	insideHTTP bool // a proxy of the mesh says by ALPN that HTTP is inside
 	insideTCP  bool // ... or that it is not
+}
 
-	stage  stage
-	cancel func() // stops waiting for the plan
+// nothingProven is the proof of all who have shown nothing.
+var nothingProven = &proof{}
+
+// detection is what is needed until it is known how a connection is treated. It is used again then, by another one.
+type detection struct {
+	s      *session
 	timer  loop.Timer
+	cancel func() // stops waiting for the plan
 	early  *early // the server side, asked before the client spoke
 	hello  hello.Info
-	ended  bool
-	left   bool // HTTP was spoken, and the connection is closed
-	unread int  // bytes that have arrived so far
+	unread int // bytes that have arrived so far
 }
+
+func (d *detection) onTimer() { d.s.onTimer() }
 
 // stage is how far the treatment of a connection is decided.
 type stage uint8
@@ -89,12 +100,19 @@ const (
 )
 
 func (w *worker) newSession(c *loop.Conn, dst netip.AddrPort) *session {
-	s := &session{w: w, c: c, dst: dst, src: c.RemoteAddr(), started: w.loop.Now()}
-	s.timer.Init(w.loop, s.onTimer)
+	s := &session{w: w, c: c, dst: dst, started: w.loop.Elapsed(), proof: nothingProven, detection: w.detections.take(w.loop.Now())}
+	if s.detection == nil {
+		s.detection = &detection{}
+		s.timer.Init(w.loop, s.detection.onTimer)
+	}
+	s.detection.s = s
 	w.sessions[s] = struct{}{}
 	c.SetHandler(s)
 	return s
 }
+
+// src is the client's address.
+func (s *session) src() netip.AddrPort { return s.c.RemoteAddr() }
 
 // findListener obeys the listener of that name, now or when it has arrived.
 func (s *session) findListener(name string) {
@@ -157,7 +175,7 @@ func (s *session) obey(l *table.Listener) {
 
 // choose picks the chain; sni is nil while it is not known.
 func (s *session) choose(sni []byte) bool {
-	s.chain = s.listener.Match(&table.ConnMatch{Port: s.dst.Port(), Dest: s.dst.Addr(), Source: s.src.Addr(), SNI: sni})
+	s.chain = s.listener.Match(&table.ConnMatch{Port: s.dst.Port(), Dest: s.dst.Addr(), Source: s.src().Addr(), SNI: sni})
 	if s.chain == nil {
 		s.refuse(telemetry.NoRoute, fmt.Errorf("no chain of listener %q fits %s (server name %q)", s.listener.Plan.Name, s.dst, sni))
 		return false
@@ -180,7 +198,7 @@ func (s *session) refresh() bool {
 	if state != table.Ready || l == s.listener {
 		return true
 	}
-	c := l.Match(&table.ConnMatch{Port: s.dst.Port(), Dest: s.dst.Addr(), Source: s.src.Addr(), SNI: []byte(s.sni)})
+	c := l.Match(&table.ConnMatch{Port: s.dst.Port(), Dest: s.dst.Addr(), Source: s.src().Addr(), SNI: []byte(s.sni)})
 	if c == nil || !s.secureEnough(&c.Plan.TLS) {
 		return false
 	}
@@ -233,7 +251,9 @@ func (s *session) onFirst(p []byte) {
 			return
 		}
 	}
-	s.sni = string(s.hello.ServerName)
+	if len(s.hello.ServerName) > 0 {
+		s.proof = &proof{sni: string(s.hello.ServerName)}
+	}
 	switch s.chain.Plan.TLS.Mode {
 	case plan.TLSPermissive:
 		if isTLS && s.ours() {
@@ -264,7 +284,7 @@ func (s *session) plaintextOnTLS(p []byte) {
 		s.serveHTTP(guessHTTP1)
 		return
 	}
-	s.refuse(telemetry.MTLSRequired, fmt.Errorf("%s sent plaintext where the listener demands TLS", s.src))
+	s.refuse(telemetry.MTLSRequired, fmt.Errorf("%s sent plaintext where the listener demands TLS", s.src()))
 }
 
 // ours reports whether a ClientHello comes from a proxy of a mesh.
@@ -301,33 +321,32 @@ func (s *session) onHandshake(err error) {
 	}
 	s.hello = hello.Info{}
 	state := s.c.TLS()
-	s.secured, s.sni, s.alpn = true, state.ServerName, state.NegotiatedProtocol
+	shown := &proof{secured: true, sni: state.ServerName}
+	s.proof = shown
 	switch s.chain.Plan.TLS.Mode {
 	case plan.TLSStrict, plan.TLSPermissive, plan.TLSMesh:
-		if err := s.knowPeer(state); err != nil {
-			s.refuse(telemetry.TLSFailure, err)
+		id, err := peerOfTLS(state)
+		if err != nil {
+			s.refuse(telemetry.TLSFailure, fmt.Errorf("read the identity of %s: %w", s.src(), err))
 			return
 		}
+		shown.meshed, shown.peer, shown.peerText = true, id, strings.TrimPrefix(id.String(), "spiffe://")
 	}
-	switch s.alpn {
+	switch state.NegotiatedProtocol {
 	case alpnHTTP10, alpnHTTP11, alpnHTTP2, "h2", "http/1.1":
-		s.insideHTTP = true
+		shown.insideHTTP = true
 	case alpnTCP, alpnPeer:
-		s.insideTCP = true
+		shown.insideTCP = true
 	}
 	s.inside()
 }
 
-func (s *session) knowPeer(state *tls.ConnectionState) error {
+// peerOfTLS is who has shaken hands.
+func peerOfTLS(state *tls.ConnectionState) (identity.ID, error) {
 	if len(state.PeerCertificates) == 0 {
-		return errors.New("the peer showed no certificate")
+		return identity.ID{}, errors.New("the peer showed no certificate")
 	}
-	id, err := identity.FromCertificate(state.PeerCertificates[0])
-	if err != nil {
-		return fmt.Errorf("read the identity of %s: %w", s.src, err)
-	}
-	s.meshed, s.peer, s.peerText = true, id, strings.TrimPrefix(id.String(), "spiffe://")
-	return nil
+	return identity.FromCertificate(state.PeerCertificates[0])
 }
 
 // inside decides what to speak once encryption is out of the way.
@@ -381,7 +400,7 @@ func (s *session) onTimer() {
 		s.refuse(telemetry.ConfigMissing, fmt.Errorf("no orders for %s within %s: is the control plane reachable?", s.dst, planWait))
 	case stageBytes:
 		if s.chain == nil || s.chain.Plan.TLS.Mode != plan.TLSPermissive || s.unread > 0 {
-			s.refuse(telemetry.MTLSRequired, fmt.Errorf("%s sent no ClientHello within %s", s.src, handshakeWait))
+			s.refuse(telemetry.MTLSRequired, fmt.Errorf("%s sent no ClientHello within %s", s.src(), handshakeWait))
 			return
 		}
 		if !s.chain.Plan.Protocol.IsHTTP() {
@@ -390,7 +409,7 @@ func (s *session) onTimer() {
 	case stageSniff:
 		switch {
 		case s.must():
-			s.refuse(telemetry.DownstreamProtocolError, fmt.Errorf("%s sent no request line within %s", s.src, headWait))
+			s.refuse(telemetry.DownstreamProtocolError, fmt.Errorf("%s sent no request line within %s", s.src(), headWait))
 		case s.early != nil || s.unread > 0:
 			s.relay()
 		default:
@@ -400,9 +419,9 @@ func (s *session) onTimer() {
 }
 
 // sweep ends a connection on which neither side says anything.
-func (s *session) sweep(now time.Time) {
-	if now.Sub(s.started) >= downstreamIdle {
-		s.refuse(telemetry.IdleTimeout, fmt.Errorf("%s said nothing for %s", s.src, downstreamIdle))
+func (s *session) sweep(now time.Duration) {
+	if now-s.started >= downstreamIdle {
+		s.refuse(telemetry.IdleTimeout, fmt.Errorf("%s said nothing for %s", s.src(), downstreamIdle))
 	}
 }
 
@@ -441,7 +460,7 @@ func (s *session) judge() authz.Verdict {
 // authzInput is what authorization can know of the connection.
 func (s *session) authzInput() authz.Input {
 	in := authz.Input{
-		Principal: s.peerText, SourceIP: s.src.Addr(), RemoteIP: s.src.Addr(),
+		Principal: s.peerText, SourceIP: s.src().Addr(), RemoteIP: s.src().Addr(),
 		DestIP: s.dst.Addr(), DestPort: s.dst.Port(), SNI: s.sni,
 	}
 	if s.meshed {
@@ -478,6 +497,10 @@ func (s *session) end() {
 	}
 	s.dropEarly()
 	delete(s.w.sessions, s)
+	d := s.detection
+	s.detection = nil
+	d.s, d.hello, d.unread = nil, hello.Info{}, 0
+	s.w.detections.give(s.w.loop.Now(), d)
 }
 
 // OnEOF: a client that says no more is relayed, since the server may have something to say to it.

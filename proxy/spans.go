@@ -115,7 +115,7 @@ func (x *exchange) report(took time.Duration) {
 	s.Kind = trace.Client
 	peer := r.target.addr
 	if x.d.s.listener.Plan.Direction == plan.Inbound {
-		s.Kind, peer = trace.Server, x.d.s.src
+		s.Kind, peer = trace.Server, x.d.s.src()
 	}
 	s.Name = r.operation
 	if x.rule != nil && s.Name == "" {

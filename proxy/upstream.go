@@ -195,7 +195,7 @@ func (d *dialing) carried(c *loop.Conn, why telemetry.Reason, err error) {
 // preface tells the endpoint, where that is ordered, for whom the connection is.
 func (d *dialing) preface() {
 	if s := d.t.client; s != nil {
-		d.c.Write(appendProxyHeader(nil, d.t.cluster.Plan().ProxyProtocol, s.src, s.dst))
+		d.c.Write(appendProxyHeader(nil, d.t.cluster.Plan().ProxyProtocol, s.src(), s.dst))
 	}
 }
 

@@ -12,9 +12,9 @@ func (x *exchange) AppendValue(dst []byte, operator string) ([]byte, bool) {
 	s := x.d.s
 	switch name {
 	case "DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS":
-		return s.src.AppendTo(dst), true
+		return s.src().AppendTo(dst), true
 	case "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT":
-		return s.src.Addr().AppendTo(dst), true
+		return s.src().Addr().AppendTo(dst), true
 	case "DOWNSTREAM_LOCAL_ADDRESS":
 		return s.dst.AppendTo(dst), true
 	case "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":

@@ -38,6 +38,7 @@ type worker struct {
 	downstreams map[*downstream]struct{}
 	tunnels     *hbone.Client
 	peersIn     map[*tunnelPeer]struct{} // who may open tunnels to us
+	detections  spares[detection]
 	exchanges   spares[exchange]
 	attempts    spares[attempt]
 	bodies      [][]byte
@@ -92,10 +93,10 @@ func (p *Proxy) newWorker() (*worker, error) {
 func (w *worker) sweep() {
 	now := w.loop.Now()
 	for s := range w.sessions {
-		s.sweep(now)
+		s.sweep(w.loop.Elapsed())
 	}
 	for d := range w.downstreams {
-		d.sweep(now)
+		d.sweep(w.loop.Elapsed())
 	}
 	for r := range w.relays {
 		r.sweep(now)

@@ -255,7 +255,7 @@ func (p *pool) dial() {
 // add takes a new connection into use, and older ones with other credentials out.
 func (p *pool) add(c *loop.Conn, cred any) {
 	now := p.client.cfg.Loop.Now()
-	u := &conn{pool: p, c: c, cred: cred, used: now, pinged: now}
+	u := &conn{pool: p, c: c, local: c.LocalAddr(), cred: cred, used: now, pinged: now}
 	if state := c.TLS(); state != nil && state.NegotiatedProtocol != ALPN {
 		c.Abort()
 		p.refuse(telemetry.UpstreamProtocolError, fmt.Errorf("%s takes no HTTP/2 (ALPN %q): is it a proxy of the mesh?", p.peer.Addr, state.NegotiatedProtocol))
@@ -288,6 +288,7 @@ func (p *pool) refuse(why telemetry.Reason, err error) {
 type conn struct {
 	pool    *pool
 	c       *loop.Conn
+	local   netip.AddrPort // our address
 	h2      *http2.ClientConn
 	cred    any
 	used    time.Time
@@ -308,7 +309,7 @@ func (u *conn) retire() {
 
 // open asks for a tunnel.
 func (u *conn) open(o *Opening) {
-	t := &outbound{opening: o}
+	t := &outbound{opening: o, on: u}
 	t.over = u.c
 	send, ok := u.h2.Open(t)
 	if !ok {
@@ -416,6 +417,7 @@ func (u *conn) OnClose(_ *loop.Conn, err error) {
 type outbound struct {
 	tunnel
 	opening *Opening // until the answer
+	on      *conn
 }
 
 // TLS is nil: what protects the tunnel says nothing of the connection inside of it.
@@ -437,7 +439,7 @@ func (t *outbound) OnHead(h *stream.Head, end bool) {
 	}
 	t.opening, o.asked = nil, nil
 	o.timer.Stop()
-	t.conn = t.over.Loop().Carry(t, o.req.Dst, t.over.LocalAddr())
+	t.conn = t.over.Loop().Carry(t, o.req.Dst, t.on.local)
 	done := o.done
 	o.done = nil
 	done(t.conn, telemetry.None, nil)

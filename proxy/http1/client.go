@@ -53,7 +53,7 @@ type ClientConn struct {
 	answered               bool // part of the response has arrived
 	used                   bool // an exchange has been made before
 	why                    stream.Abort
-	err                    error
+	fault                  Fault // with why
 }
 
 // NewClientConn makes the client side of a connection, whose handler the result then is.
@@ -247,7 +247,7 @@ func (c *ClientConn) abort(why stream.Abort, err error) {
 
 // fail gives the exchange up because the relay asked for what cannot be sent. The Receiver hears of it in OnClose.
 func (c *ClientConn) fail(f Fault) {
-	c.why, c.err = stream.AbortLocal, f
+	c.why, c.fault = stream.AbortLocal, f
 	c.conn.Abort()
 	c.dead()
 }
@@ -283,7 +283,7 @@ func (c *ClientConn) OnEOF() {
 func (c *ClientConn) OnClose(err error) {
 	r := c.recv
 	c.recv = nil
-	why, cause := closeReason(c.why, c.err, err)
+	why, cause := closeReason(c.why, c.fault, err)
 	if why == stream.AbortReset && c.refused() {
 		why = stream.AbortRefused
 	}

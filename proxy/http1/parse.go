@@ -45,8 +45,8 @@ type message struct {
 // progress remembers how far an incomplete head has been looked at, so that one
 // that trickles in is parsed again once per line, not once per byte.
 type progress struct {
-	seen  int // no line ends before it
-	limit int // a line end must come before it
+	seen  uint32 // no line ends before it
+	limit uint32 // a line end must come before it
 }
 
 // stalled reports that p holds no more complete lines than it did before.
@@ -54,11 +54,11 @@ func (a *progress) stalled(p []byte) bool {
 	if a.seen == 0 {
 		return false
 	}
-	i := control(p, a.seen)
-	if i < len(p) || i > a.limit {
+	i := control(p, int(a.seen))
+	if i < len(p) || i > int(a.limit) {
 		return false
 	}
-	a.seen = i
+	a.seen = uint32(i)
 	return true
 }
 
@@ -71,7 +71,7 @@ func (a *progress) line(p []byte, from, limit int, long Fault) (end int, f Fault
 	case i-from > limit:
 		return 0, long
 	case i == len(p) || p[i] == '\r' && i+1 == len(p):
-		*a = progress{i, from + limit}
+		*a = progress{uint32(i), uint32(from + limit)}
 		return -1, faultNone
 	case p[i] == '\r' && p[i+1] == '\n':
 		return i, faultNone

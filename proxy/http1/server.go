@@ -97,7 +97,7 @@ type ServerConn struct {
 	untold                         bool // the owner has to be told that the exchange is over
 	inData                         bool // OnData is running: it looks after what follows an exchange
 	why                            stream.Abort
-	err                            error
+	fault                          Fault // with why
 }
 
 // NewServerConn makes the server side of a connection, whose handler the result then is.
@@ -349,7 +349,7 @@ func (c *ServerConn) cut() {
 
 // fail gives the exchange up because the relay asked for what cannot be sent. The Receiver hears of it in OnClose.
 func (c *ServerConn) fail(f Fault) {
-	c.why, c.err = stream.AbortLocal, f
+	c.why, c.fault = stream.AbortLocal, f
 	c.state = serverClosed
 	c.conn.Abort()
 }
@@ -379,12 +379,12 @@ func (c *ServerConn) OnClose(err error) {
 	r := c.recv
 	c.recv, c.state = nil, serverClosed
 	if r != nil {
-		r.OnAbort(closeReason(c.why, c.err, err))
+		r.OnAbort(closeReason(c.why, c.fault, err))
 	}
 }
 
 // closeReason says why a closed connection cut an exchange short. why and own are what was noted before.
-func closeReason(why stream.Abort, own, err error) (stream.Abort, error) {
+func closeReason(why stream.Abort, own Fault, err error) (stream.Abort, error) {
 	switch {
 	case why != stream.AbortNone:
 		return why, own

@@ -32,27 +32,36 @@ type Carrier interface {
 // but has no OriginalDst, and TLS cannot be started on it. It owns no buffer unless its handler leaves bytes unread.
 func (l *Loop) Carry(carrier Carrier, remote, local netip.AddrPort) *Conn {
 	l.open++
-	return &Conn{loop: l, transport: carriedTransport{}, carrier: carrier, fd: -1, remote: remote, local: local}
+	return &Conn{loop: l, transport: &carriage{carrier, local}, fd: -1, remote: remote}
 }
 
-// carriedTransport hands bytes to the Carrier, which has its own buffers.
-type carriedTransport struct{}
+// carriage hands bytes to the Carrier, which has its own buffers.
+type carriage struct {
+	Carrier
+	local netip.AddrPort
+}
 
-func (carriedTransport) read(*Conn, []byte) (int, bool, error) { return 0, false, nil }
+func (*carriage) read(*Conn, []byte) (int, bool, error) { return 0, false, nil }
 
-func (carriedTransport) write(c *Conn, p []byte) error {
-	c.carrier.Write(p)
+func (t *carriage) write(_ *Conn, p []byte) error {
+	t.Write(p)
 	return nil
 }
 
-func (carriedTransport) flush(*Conn) {}
+func (*carriage) flush(*Conn) {}
 
-func (carriedTransport) closeWrite(c *Conn) error {
-	c.carrier.CloseWrite()
+func (t *carriage) closeWrite(*Conn) error {
+	t.CloseWrite()
 	return nil
 }
 
-func (carriedTransport) forget(*Conn) {}
+func (*carriage) forget(*Conn) {}
+
+// carried is what c has instead of a socket; nil if it has one.
+func (c *Conn) carried() *carriage {
+	t, _ := c.transport.(*carriage)
+	return t
+}
 
 // Feed delivers what the carrier's peer has sent. Its handler may change p. What the handler does not consume is
 // copied and kept.
@@ -127,7 +136,7 @@ func (c *Conn) Drained() {
 func (c *Conn) settleCarried() {
 	switch c.state {
 	case alive:
-		if c.flags&full != 0 && !c.carrier.Full() {
+		if c.flags&full != 0 && !c.carried().Full() {
 			c.flags &^= full
 			if c.handler != nil {
 				c.handler.OnDrain(c)
@@ -144,7 +153,7 @@ func (c *Conn) settleCarried() {
 		c.forget()
 		if c.flags&held != 0 {
 			c.flags &^= held
-			c.carrier.Resume()
+			c.carried().Resume()
 		}
 	case dying:
 		c.release()
@@ -162,6 +171,6 @@ func (c *Conn) releaseCarried() {
 	c.state = closed
 	c.loop.open--
 	if !orderly {
-		c.carrier.Abort()
+		c.carried().Abort()
 	}
 }

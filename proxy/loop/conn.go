@@ -34,7 +34,7 @@ type Handler interface {
 
 // transport is what stands between a handler's bytes and the socket's: nothing
 // (plain), our TLS records (recordTransport), or crypto/tls (tlsTransport); or,
-// where there is no socket, a Carrier (carriedTransport).
+// where there is no socket, a Carrier (carriage).
 type transport interface {
 	// read puts what the peer has sent into p, which has room for one read's worth,
 	// without blocking. more tells that calling again makes sense without an event.
@@ -113,7 +113,6 @@ type Conn struct {
 	loop      *Loop
 	handler   Handler
 	transport transport
-	carrier   Carrier    // instead of a socket; nil otherwise
 	handshake *handshake // under way or about to be; nil otherwise
 	out       output     // for the kernel
 	kept      *chunk     // read and not consumed
@@ -121,15 +120,14 @@ type Conn struct {
 	end       error      // what reading ended with: io.EOF or a failure
 	cause     error      // for OnClose
 	remote    netip.AddrPort
-	local     netip.AddrPort // asked for at first use
-	fd        int            // -1 with a carrier
+	fd        int32 // -1 with a carrier
 	flags     flags
 	state     state
 }
 
 // newConn makes a connection of the socket fd, which is still to be attached.
 func (l *Loop) newConn(fd int, remote netip.AddrPort) *Conn {
-	return &Conn{loop: l, transport: plain{}, fd: fd, remote: remote}
+	return &Conn{loop: l, transport: plain{}, fd: int32(fd), remote: remote}
 }
 
 // Loop is the loop that c belongs to.
@@ -164,7 +162,7 @@ func (c *Conn) Write(p []byte) {
 		if n > outputBytesMax {
 			c.fail(ErrOverflow, dying)
 		}
-	} else if c.carrier != nil && c.carrier.Full() {
+	} else if t := c.carried(); t != nil && t.Full() {
 		c.flags |= full
 	}
 	l.touch(c)
@@ -222,9 +220,9 @@ func (c *Conn) Abort() {
 // PauseRead stops OnData and OnEOF until ResumeRead. The peer is held back when the kernel's buffer is full.
 func (c *Conn) PauseRead() {
 	c.flags |= paused
-	if c.carrier != nil && c.state == alive && c.flags&held == 0 {
+	if t := c.carried(); t != nil && c.state == alive && c.flags&held == 0 {
 		c.flags |= held
-		c.carrier.Pause()
+		t.Pause()
 	}
 }
 
@@ -237,12 +235,15 @@ func (c *Conn) ResumeRead() {
 	}
 }
 
-// LocalAddr is our address; invalid if the socket is not TCP over IP.
+// LocalAddr asks the kernel for our address; invalid if the socket is not TCP over IP or is closed.
 func (c *Conn) LocalAddr() netip.AddrPort {
-	if !c.local.IsValid() && c.state != closed {
-		c.local = localAddr(c.fd)
+	switch t := c.carried(); {
+	case t != nil:
+		return t.local
+	case c.state == closed:
+		return netip.AddrPort{}
 	}
-	return c.local
+	return localAddr(int(c.fd))
 }
 
 // RemoteAddr is the peer's address; invalid if the socket is not TCP over IP.
@@ -252,8 +253,8 @@ func (c *Conn) RemoteAddr() netip.AddrPort { return c.remote }
 // namespace sent it here. It fails if the connection was not redirected.
 func (c *Conn) OriginalDst() (netip.AddrPort, error) {
 	a, err := netip.AddrPort{}, net.ErrClosed
-	if c.state != closed && c.carrier == nil {
-		a, err = originalDst(c.fd, c.remote.Addr().Is4())
+	if c.state != closed && c.carried() == nil {
+		a, err = originalDst(int(c.fd), c.remote.Addr().Is4())
 	}
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("ask for the original destination of the connection from %s: %w", c.remote, err)
@@ -291,7 +292,7 @@ func (c *Conn) ready(events uint32) {
 	}
 	if events&unix.EPOLLERR != 0 && (!c.listening() || c.end != nil) {
 		// No read is going to find out that the peer has reset the connection.
-		if err := pendingError(c.fd); err != nil {
+		if err := pendingError(int(c.fd)); err != nil {
 			c.fail(err, dying)
 		}
 	}
@@ -303,7 +304,7 @@ func (c *Conn) ready(events uint32) {
 
 // receive reads from the socket. more tells that calling again makes sense without an event.
 func (c *Conn) receive(p []byte) (n int, more bool, err error) {
-	n, errno := recv(c.fd, p)
+	n, errno := recv(int(c.fd), p)
 	c.loop.budget -= n
 	switch {
 	case errno == unix.EAGAIN:
@@ -346,7 +347,7 @@ func (c *Conn) serve() {
 	}
 	if c.flags&held != 0 && c.listening() {
 		c.flags &^= held
-		c.carrier.Resume()
+		c.carried().Resume()
 	}
 	c.conclude()
 }
@@ -458,7 +459,7 @@ func (c *Conn) settle() {
 	if c.handshake != nil && !c.settleHandshake() {
 		return
 	}
-	if c.carrier != nil {
+	if c.carried() != nil {
 		c.settleCarried()
 		return
 	}
@@ -481,7 +482,7 @@ func (c *Conn) settle() {
 func (c *Conn) settleAlive() {
 	if c.out.n == 0 && c.flags&(shut|shutDone|broken) == shut {
 		c.flags |= shutDone
-		_ = unix.Shutdown(c.fd, unix.SHUT_WR) // fails only if the peer is gone, which reading tells
+		_ = unix.Shutdown(int(c.fd), unix.SHUT_WR) // fails only if the peer is gone, which reading tells
 	}
 	if c.flags&full != 0 && c.Buffered() <= c.loop.cfg.LowWater {
 		c.flags &^= full
@@ -517,7 +518,7 @@ func (c *Conn) limit() {
 // RST, which destroys our last bytes if the peer has not read them yet (RFC 9112 section 9.6).
 func (c *Conn) linger() {
 	if c.flags&shutDone == 0 {
-		if unix.Shutdown(c.fd, unix.SHUT_WR) != nil {
+		if unix.Shutdown(int(c.fd), unix.SHUT_WR) != nil {
 			c.release()
 			return
 		}
@@ -530,7 +531,7 @@ func (c *Conn) linger() {
 
 // discard reads for nobody, also while output is still being sent: the peer may not read before it has sent all.
 func (c *Conn) discard() {
-	if c.handshake != nil || c.carrier != nil {
+	if c.handshake != nil || c.carried() != nil {
 		return // it has the socket to itself, or there is none
 	}
 	c.flags |= drain // until there is nothing, because the event for it may have come already
@@ -569,21 +570,21 @@ func (c *Conn) release() {
 	if c.deadline != nil {
 		c.deadline.Stop()
 	}
-	if c.carrier != nil {
+	if c.carried() != nil {
 		c.releaseCarried()
 		return
 	}
 	if c.state == dying || c.out.n > 0 {
 		// Linger for no time: close then sends RST, lest the peer take what it has for the whole.
-		_ = unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		_ = unix.SetsockoptLinger(int(c.fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
 	if c.state != lingering {
 		c.state = dying
 		c.forget()
 	}
 	c.state = closed
-	c.loop.detach(c.fd)
-	_ = unix.Close(c.fd)
+	c.loop.detach(int(c.fd))
+	_ = unix.Close(int(c.fd))
 }
 
 // stop ends c with the loop: what the kernel takes at once is sent.

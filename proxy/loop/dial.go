@@ -164,7 +164,7 @@ func (d *Dialing) ready(events uint32) {
 		return
 	}
 	c := d.conn
-	if err := pendingError(c.fd); err != nil {
+	if err := pendingError(int(c.fd)); err != nil {
 		d.finish(err)
 		return
 	}
@@ -201,8 +201,8 @@ func (d *Dialing) finish(err error) {
 func (d *Dialing) drop() {
 	if c := d.conn; c != nil {
 		d.conn = nil
-		d.loop.detach(c.fd)
+		d.loop.detach(int(c.fd))
 		c.state = closed
-		_ = unix.Close(c.fd)
+		_ = unix.Close(int(c.fd))
 	}
 }

@@ -144,7 +144,7 @@ func TestDialOptions(t *testing.T) {
 			{"TCP_KEEPINTVL", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 3},
 			{"TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 5},
 		} {
-			if got, err := unix.GetsockoptInt(r.c.fd, tt.level, tt.option); err != nil || got != tt.want {
+			if got, err := unix.GetsockoptInt(int(r.c.fd), tt.level, tt.option); err != nil || got != tt.want {
 				t.Errorf("%s: %d, %v, want %d", tt.name, got, err, tt.want)
 			}
 		}

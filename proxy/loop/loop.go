@@ -258,6 +258,12 @@ func (l *Loop) awaitRoom() {
 // Now is the time at which the present batch began.
 func (l *Loop) Now() time.Time { return l.now }
 
+// Elapsed is the time from New to Now: a short form of Now for what is kept of many.
+func (l *Loop) Elapsed() time.Duration { return l.elapsed }
+
+// At is the time at which Elapsed was d.
+func (l *Loop) At(d time.Duration) time.Time { return l.start.Add(d) }
+
 // batch waits for something to do and does it.
 func (l *Loop) batch() error {
 	idle := len(l.ready) == 0 && len(l.dirty) == 0

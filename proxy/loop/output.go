@@ -120,9 +120,9 @@ func (c *Conn) send(tail []byte) (sent int) {
 		n, size, errno := 0, 0, syscall.Errno(0)
 		if k := c.out.head; k != nil && k.next == nil && len(tail) == 0 { // mostly
 			size = k.w - k.r
-			n, errno = send(c.fd, k.bytes())
+			n, errno = send(int(c.fd), k.bytes())
 		} else if size = l.gather(&c.out, tail[sent:]); size > 0 {
-			n, errno = l.push(c.fd)
+			n, errno = l.push(int(c.fd))
 		}
 		if size == 0 {
 			break

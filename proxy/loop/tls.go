@@ -52,8 +52,8 @@ func (c *Conn) TLS() *tls.ConnectionState {
 		return t.state
 	case *tlsTransport:
 		return t.state
-	case carriedTransport:
-		return c.carrier.TLS()
+	case *carriage:
+		return t.TLS()
 	}
 	return nil
 }
@@ -63,15 +63,15 @@ func (c *Conn) startTLS(cfg *tls.Config, client bool, timeout time.Duration, don
 		return
 	}
 	_, plaintext := c.transport.(plain)
-	if !plaintext && c.carrier == nil || c.handshake != nil {
+	if !plaintext && c.carried() == nil || c.handshake != nil {
 		panic("loop: TLS started twice on a connection")
 	}
 	if timeout <= 0 {
 		timeout = handshakeTimeout
 	}
-	h := &handshake{c: c, client: client, done: done, flight: &flight{fd: c.fd}}
+	h := &handshake{c: c, client: client, done: done, flight: &flight{fd: int(c.fd)}}
 	h.wire = &wire{local: c.LocalAddr(), remote: c.remote, flight: h.flight}
-	if c.carrier != nil {
+	if c.carried() != nil {
 		h.err = ErrCarried
 	} else if cfg.Renegotiation != tls.RenegotiateNever {
 		h.err = errors.New("tls config allows renegotiation, which is not supported; use RenegotiateNever")

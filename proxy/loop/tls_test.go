@@ -146,7 +146,7 @@ func TestTLSLongFlight(t *testing.T) {
 	l := start(t, Config{})
 	accept, done := secure(cfg, 0, echo{})
 	addr := listen(t, l, func(c *Conn) Handler {
-		if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4096); err != nil {
+		if err := unix.SetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 4096); err != nil {
 			t.Error(err)
 		}
 		return accept(c)
