@@ -207,6 +207,11 @@ func TestHBONEGoServer(t *testing.T) {
 	for range n {
 		conns = append(conns, dialRaw(t, p.at))
 	}
+	// Before the first one ends, whose place another one could take.
+	p.client.await("all tunnels", func(w *worker) bool {
+		_, tunnels, _ := w.tunnels.Connections()
+		return tunnels == n
+	})
 	text := bytes.Repeat([]byte("x"), 100_000)
 	var group sync.WaitGroup
 	for _, c := range conns {
