@@ -124,7 +124,7 @@ func (x *exchange) respond(a *attempt, h *stream.Head, end bool) {
 		x.timeout.Stop()
 	}
 	x.dropped = true
-	x.w.giveBody(x.body)
+	x.w.bodies.give(x.body)
 	x.body = nil
 	x.rec.upstream(x, a, h, end)
 	if !a.t.peer() {

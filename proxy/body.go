@@ -54,7 +54,7 @@ func (x *exchange) trimBody() {
 	if len(x.body) > 0 {
 		x.dropped = true
 	}
-	x.w.giveBody(x.body)
+	x.w.bodies.give(x.body)
 	x.body = nil
 }
 
@@ -96,11 +96,11 @@ func (x *exchange) keepBody(p []byte) {
 	r := x.retryPolicy()
 	if r == nil || r.Attempts <= x.tries || x.responded || len(x.body)+len(p) > retryBytes {
 		x.dropped = true
-		x.w.giveBody(x.body)
+		x.w.bodies.give(x.body)
 		x.body = nil
 		return
 	}
-	x.body = append(x.w.takeBody(x.body), p...)
+	x.body = append(x.w.bodies.take(x.body), p...)
 }
 
 // parkBody keeps bytes for the upstream that is not there yet.
@@ -110,7 +110,7 @@ func (x *exchange) parkBody(p []byte) {
 		return
 	}
 	if len(p) > 0 {
-		x.body = append(x.w.takeBody(x.body), p...)
+		x.body = append(x.w.bodies.take(x.body), p...)
 	}
 }
 
@@ -127,4 +127,46 @@ func (x *exchange) OnTrailers(h *stream.Head) {
 	if a := x.current; a != nil && a.up != nil {
 		a.up.SendTrailers(h)
 	}
+}
+
+// bodies is memory for bodies, kept for reuse.
+type bodies struct {
+	free [][]byte
+	low  int // the least that there were since the last trim
+}
+
+// take returns memory for a body that is kept; have is what there is already.
+func (s *bodies) take(have []byte) []byte {
+	if have != nil {
+		return have
+	}
+	n := len(s.free)
+	if n == 0 {
+		s.low = 0
+		return make([]byte, 0, bodyBytes)
+	}
+	b := s.free[n-1]
+	s.free[n-1] = nil
+	s.free = s.free[:n-1]
+	s.low = min(s.low, n-1)
+	return b[:0]
+}
+
+// give takes the memory back.
+func (s *bodies) give(b []byte) {
+	limit := bodiesMax
+	if cap(b) > 2*bodyBytes {
+		limit = longBodiesMax
+	}
+	if b != nil && cap(b) <= retryBytes && len(s.free) < limit {
+		s.free = append(s.free, b)
+	}
+}
+
+// trim leaves half of what nobody has needed since the last call to the garbage collector.
+func (s *bodies) trim() {
+	n := len(s.free) - (s.low+1)/2
+	clear(s.free[n:])
+	s.free = s.free[:n]
+	s.low = n
 }

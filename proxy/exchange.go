@@ -115,7 +115,7 @@ func (x *exchange) release() {
 	if x.holds {
 		x.cluster.ReleaseRequest()
 	}
-	x.w.giveBody(x.body)
+	x.w.bodies.give(x.body)
 	x.req.Recycle(keptHeadBytes)
 	if x.hasTrail {
 		x.trailers.Recycle(keptHeadBytes)

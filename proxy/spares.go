@@ -8,6 +8,7 @@ import "time"
 type spares[T any] struct {
 	ready, resting []*T
 	at             time.Time // the batch in which those that rest were given back
+	low            int       // the least that there were since the last trim
 }
 
 // take returns an object that nobody uses any more; nil if there is none. now is the loop's.
@@ -17,22 +18,38 @@ func (s *spares[T]) take(now time.Time) *T {
 	}
 	n := len(s.ready)
 	if n == 0 {
+		s.low = 0
 		return nil
 	}
 	v := s.ready[n-1]
 	s.ready[n-1] = nil
 	s.ready = s.ready[:n-1]
+	s.low = min(s.low, n-1+len(s.resting))
 	return v
 }
 
 // give keeps v, or leaves it to the garbage collector if enough are kept.
 func (s *spares[T]) give(now time.Time, v *T) {
+	s.wake(now)
+	if len(s.ready)+len(s.resting) < freeMax {
+		s.resting = append(s.resting, v)
+	}
+}
+
+// wake makes ready what rests since an earlier batch.
+func (s *spares[T]) wake(now time.Time) {
 	if !s.at.Equal(now) {
 		s.ready = append(s.ready, s.resting...)
 		clear(s.resting)
 		s.resting, s.at = s.resting[:0], now
 	}
-	if len(s.ready)+len(s.resting) < freeMax {
-		s.resting = append(s.resting, v)
-	}
+}
+
+// trim leaves half of what nobody has needed since the last call to the garbage collector.
+func (s *spares[T]) trim(now time.Time) {
+	s.wake(now)
+	n := len(s.ready) - min((s.low+1)/2, len(s.ready))
+	clear(s.ready[n:])
+	s.ready = s.ready[:n]
+	s.low = n + len(s.resting)
 }

@@ -16,8 +16,12 @@ import (
 	"github.com/lateen-mesh/lateen/telemetry/trace"
 )
 
-// sweepEvery is how often a worker looks for what has been idle for too long.
-const sweepEvery = time.Second
+const (
+	// sweepEvery is how often a worker looks for what has been idle for too long.
+	sweepEvery = time.Second
+	// trimEvery is how long memory that is kept for reuse may be of no use until half of it goes.
+	trimEvery = 10 * time.Second
+)
 
 // worker is one event loop and all that belongs to it. Nothing of it is shared
 // with other workers, so nothing of it is locked.
@@ -41,11 +45,12 @@ type worker struct {
 	detections  spares[detection]
 	exchanges   spares[exchange]
 	attempts    spares[attempt]
-	bodies      [][]byte
+	bodies      bodies
 	mirrors     int
 	draining    bool
 	empty       bool // while draining: nothing is open any more
 	sweeper     loop.Timer
+	trimmed     time.Time // when trim was called last
 
 	// What telemetry calls things, made once.
 	entry     accesslog.Entry
@@ -107,11 +112,24 @@ func (w *worker) sweep() {
 	w.sweepPools(now)
 	w.forgetPlans()
 	w.tunnels.Sweep(now, tunnelIdle)
+	if now.Sub(w.trimmed) >= trimEvery {
+		w.trim(now)
+	}
 	if w.draining {
 		w.sweeper.Reset(drainQuiet / 2)
 		return
 	}
 	w.sweeper.Reset(sweepEvery)
+}
+
+// trim forgets memory that a burst has left behind: of what nobody has needed since the last call, half.
+func (w *worker) trim(now time.Time) {
+	w.trimmed = now
+	w.loop.Trim()
+	w.mem.Trim()
+	w.bodies.trim()
+	w.exchanges.trim(now)
+	w.attempts.trim(now)
 }
 
 // drain lets what is open end and takes nothing new on open connections.
@@ -137,30 +155,6 @@ func (w *worker) connectionGone() {
 // chance is true in percent of a hundred cases.
 func (w *worker) chance(percent float64) bool {
 	return percent >= 100 || percent > 0 && w.rnd.Float64()*100 < percent
-}
-
-// takeBody returns memory for a body that is kept; have is what there is already.
-func (w *worker) takeBody(have []byte) []byte {
-	if have != nil {
-		return have
-	}
-	if n := len(w.bodies); n > 0 {
-		b := w.bodies[n-1]
-		w.bodies = w.bodies[:n-1]
-		return b[:0]
-	}
-	return make([]byte, 0, bodyBytes)
-}
-
-// giveBody takes the memory back.
-func (w *worker) giveBody(b []byte) {
-	limit := bodiesMax
-	if cap(b) > 2*bodyBytes {
-		limit = longBodiesMax
-	}
-	if b != nil && cap(b) <= retryBytes && len(w.bodies) < limit {
-		w.bodies = append(w.bodies, b)
-	}
 }
 
 // h2Server and h2Client are the settings of HTTP/2 connections.

@@ -22,6 +22,7 @@ const (
 type Memory struct {
 	spare  *chunk
 	spares int
+	low    int // the least that spares has been since the last Trim
 	heads  []*stream.Head
 	block  []byte
 	reader headReader
@@ -30,6 +31,7 @@ type Memory struct {
 	// further up the stack: depth counts the calls that may lead to a Receiver and go on afterwards.
 	exchanges, resting []*exchange
 	depth              int
+	lowExchanges       int // the least that there were of exchanges since the last Trim
 }
 
 // enter begins a call that may lead to a Receiver; leave ends it.
@@ -53,11 +55,13 @@ func (m *Memory) leave() {
 func (m *Memory) takeExchange() *exchange {
 	n := len(m.exchanges)
 	if n == 0 {
+		m.lowExchanges = 0
 		return new(exchange)
 	}
 	x := m.exchanges[n-1]
 	m.exchanges[n-1] = nil
 	m.exchanges = m.exchanges[:n-1]
+	m.lowExchanges = min(m.lowExchanges, n-1)
 	x.flags = 0
 	return x
 }
@@ -95,9 +99,11 @@ func (k *chunk) bytes() []byte { return k.b[k.off:k.end:k.end] }
 func (m *Memory) takeChunk() *chunk {
 	k := m.spare
 	if k == nil {
+		m.low = 0
 		return new(chunk)
 	}
 	m.spare, m.spares = k.next, m.spares-1
+	m.low = min(m.low, m.spares)
 	k.next, k.off, k.end = nil, 0, 0
 	return k
 }
@@ -107,6 +113,22 @@ func (m *Memory) giveChunk(k *chunk) {
 		k.next, m.spare = m.spare, k
 		m.spares++
 	}
+}
+
+// Trim leaves half of the chunks, and of the exchanges, that were not needed since the last call to the garbage collector.
+// Its user calls it from time to time, so that a burst is forgotten.
+func (m *Memory) Trim() {
+	n := (m.low + 1) / 2
+	for range n {
+		m.spare = m.spare.next
+	}
+	m.spares -= n
+	m.low = m.spares
+
+	rest := len(m.exchanges) - (m.lowExchanges+1)/2
+	clear(m.exchanges[rest:])
+	m.exchanges = m.exchanges[:rest]
+	m.lowExchanges = rest
 }
 
 // queue is a first-in-first-out of bytes in chunks; n bytes are in it.

@@ -11,7 +11,8 @@ const (
 	// chunkBytes is the size of a pooled buffer. A TLS record and the head of
 	// most messages fit in one or two.
 	chunkBytes = 16 << 10
-	// freeChunks bounds the buffers that a loop keeps for later: 2 MiB. More are left to the garbage collector.
+	// freeChunks bounds the buffers that a loop keeps for later: 2 MiB. More are left to the garbage collector, and so
+	// are those that nobody needs for some time: see Trim.
 	freeChunks = 128
 	// rangesPerSend is how many ranges one sendmsg call takes: 1 MiB of chunks.
 	rangesPerSend = 64
@@ -30,6 +31,7 @@ func (k *chunk) bytes() []byte { return k.b[k.r:k.w] }
 type chunks struct {
 	free *chunk
 	n    int
+	low  int // the least that n has been since the last trim
 }
 
 // take returns an empty buffer of at least size bytes.
@@ -39,10 +41,12 @@ func (s *chunks) take(size int) *chunk {
 	}
 	k := s.free
 	if k == nil {
+		s.low = 0
 		return &chunk{b: make([]byte, chunkBytes)}
 	}
 	s.free, k.next = k.next, nil
 	s.n--
+	s.low = min(s.low, s.n)
 	return k
 }
 
@@ -55,6 +59,20 @@ func (s *chunks) give(k *chunk) {
 	s.free = k
 	s.n++
 }
+
+// trim lets go of half of the buffers that nobody has needed since the last call.
+func (s *chunks) trim() {
+	n := (s.low + 1) / 2
+	for range n {
+		s.free = s.free.next
+	}
+	s.n -= n
+	s.low = s.n
+}
+
+// Trim leaves half of the free buffers that were not needed since the last call to the garbage collector. The loop's user
+// calls it from time to time, on the loop, so that a burst is forgotten.
+func (l *Loop) Trim() { l.chunks.trim() }
 
 // output is a queue of bytes in buffers of a stock. The zero value is empty and owns nothing.
 type output struct {
