@@ -65,7 +65,7 @@ func (x *exchange) finishLocal(h *stream.Head, body []byte) {
 	x.finish()
 }
 
-// answerGRPC ends the exchange with a gRPC status, whatever the request was.
+// answerGRPC ends the exchange of a gRPC request with a status.
 func (x *exchange) answerGRPC(why telemetry.Reason, code int, text string) {
 	if x.over || x.responded {
 		return
@@ -134,6 +134,9 @@ func (x *exchange) respond(a *attempt, h *stream.Head, end bool) {
 		x.w.scratch = strconv.AppendInt(x.w.scratch[:0], x.rec.responded.Sub(x.rec.completed).Milliseconds(), 10)
 		h.SetLine("x-envoy-upstream-service-time", x.w.scratch)
 	}
+	if _, dated := h.Get("date"); !dated { // RFC 9110 section 6.6.1
+		h.Add([]byte("date"), x.w.date.line(x.w.loop.Now()))
+	}
 	x.editResponse(h)
 	x.down.SendHead(h, end)
 	if x.current == a && x.down.Full() {
@@ -144,13 +147,13 @@ func (x *exchange) respond(a *attempt, h *stream.Head, end bool) {
 // editResponse makes the changes that configuration orders to a response's head.
 func (x *exchange) editResponse(h *stream.Head) {
 	http := x.d.http
+	if x.rule != nil && x.rule.Response != nil {
+		x.rule.Response.Apply(h, x)
+	}
 	if x.choice != nil && x.choice.Response != nil {
 		x.choice.Response.Apply(h, x)
 	}
 	if x.rule != nil {
-		if x.rule.Response != nil {
-			x.rule.Response.Apply(h, x)
-		}
 		if x.rule.Plan.CORS != nil {
 			x.corsResponse(h)
 		}
@@ -180,13 +183,18 @@ func (x *exchange) cors() bool {
 		return true
 	}
 	x.answerWith(telemetry.DirectResponse, 200, "", func(h *stream.Head) {
-		join := func(name string, values []string) {
-			if len(values) > 0 {
-				h.AddString(name, strings.Join(values, ","))
+		// Everything (*) is said by repeating the question: to a request with credentials a * means nothing else.
+		join := func(name string, values []string, asked string) {
+			text := strings.Join(values, ",")
+			if question, has := x.req.Get(asked); has && text == "*" {
+				text = string(question)
+			}
+			if text != "" {
+				h.AddString(name, text)
 			}
 		}
-		join("access-control-allow-methods", c.AllowMethods)
-		join("access-control-allow-headers", c.AllowHeaders)
+		join("access-control-allow-methods", c.AllowMethods, "access-control-request-method")
+		join("access-control-allow-headers", c.AllowHeaders, "access-control-request-headers")
 		if c.MaxAge > 0 {
 			h.AddString("access-control-max-age", strconv.Itoa(int(c.MaxAge.Seconds())))
 		}

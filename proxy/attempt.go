@@ -65,7 +65,7 @@ func (a *attempt) ready(u *upstream, reused bool) {
 // sendHead sends the request's head with what belongs to this attempt.
 func (a *attempt) sendHead(h *stream.Head, end bool) {
 	if x := a.x; x != nil && x.d.s.listener.Plan.Direction != plan.Inbound {
-		a.w.scratch = strconv.AppendInt(a.w.scratch[:0], int64(x.tries+1), 10)
+		a.w.scratch = strconv.AppendInt(a.w.scratch[:0], int64(x.tries+x.resends+1), 10)
 		h.SetLine("x-envoy-attempt-count", a.w.scratch)
 	}
 	if a.x != nil && h.Upgrade {

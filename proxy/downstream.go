@@ -92,6 +92,19 @@ func (d *downstream) drain() {
 // OnIdle: the client's turn.
 func (d *downstream) OnIdle(*http1.ServerConn) { d.used = d.w.loop.Elapsed() }
 
+// AppendRefusal says when the codec refused, why and in whose name, as answers of our own do (finishLocal).
+func (d *downstream) AppendRefusal(out []byte, f http1.Fault) []byte {
+	line := func(name, value string) {
+		out = append(append(append(append(out, name...), ": "...), value...), "\r\n"...)
+	}
+	line("date", string(d.w.date.line(d.w.loop.Now())))
+	line(reasonField, invalidReason(f.Status()).String())
+	if d.http.ServerName != "" {
+		line("server", d.http.ServerName)
+	}
+	return out
+}
+
 // OnRefused: the codec has answered what was no request.
 func (d *downstream) OnRefused(_ *http1.ServerConn, f http1.Fault) { d.w.recordBadRequest(d, f) }
 

@@ -284,6 +284,9 @@ func (x *exchange) onWait() {
 
 // decide acts on the rule that matched.
 func (x *exchange) decide(v *table.VirtualHost, rule *table.Rule) {
+	if !x.req.Upgrade && string(x.req.Method()) == "CONNECT" {
+		rule = nil // no rule leads a tunnel: it would be one to wherever the client names (RFC 9110 section 9.3.6)
+	}
 	x.vhost, x.rule = v, rule
 	if !x.authorized() {
 		return
@@ -364,11 +367,15 @@ func (x *exchange) fault() {
 func (x *exchange) faultAbort() {
 	f := x.rule.Plan.Fault
 	if (f.AbortStatus > 0 || f.AbortGRPC >= 0) && f.AbortPercent > 0 && x.w.chance(f.AbortPercent) {
-		if f.AbortGRPC >= 0 && f.AbortStatus == 0 {
-			x.answerGRPC(telemetry.FaultAbort, f.AbortGRPC, "fault filter abort")
-			return
+		const text = "fault filter abort"
+		switch {
+		case f.AbortStatus > 0:
+			x.answer(telemetry.FaultAbort, f.AbortStatus, text)
+		case x.grpc:
+			x.answerGRPC(telemetry.FaultAbort, f.AbortGRPC, text)
+		default: // a status of gRPC means nothing to others, and is 200 to them, as with Envoy
+			x.answer(telemetry.FaultAbort, 200, text)
 		}
-		x.answer(telemetry.FaultAbort, f.AbortStatus, "fault filter abort")
 		return
 	}
 	x.attempt()
@@ -548,12 +555,17 @@ func (x *exchange) finish() {
 	x.release()
 }
 
-// remoteIP is the client's address as far as the proxies in front are believed.
+// remoteIP is the client's address as far as the proxies in front are believed (Envoy, "x-forwarded-for"): at a gateway,
+// which adds its peer's address, the last one that its TrustedHops proxies have added; in a sidecar, which adds none, the
+// last of all, so that a policy knows the client of the gateway before it.
 func (x *exchange) remoteIP() netip.Addr {
-	src := x.d.s.src().Addr()
-	if x.d.http.TrustedHops == 0 {
-		return src
+	src, but := x.d.s.src().Addr(), x.d.http.TrustedHops
+	if x.d.http.AppendForwardedFor {
+		if but == 0 {
+			return src
+		}
+		but--
 	}
 	x.w.scratch = appendJoined(x.w.scratch[:0], &x.req, "x-forwarded-for")
-	return trustedAddr(x.w.scratch, x.d.http.TrustedHops, src)
+	return trustedAddr(x.w.scratch, but, src)
 }

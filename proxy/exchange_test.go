@@ -90,6 +90,7 @@ func TestLocalAnswers(t *testing.T) {
 		{"no endpoint", to("c"), cluster("c"), 503, "no_healthy_endpoint"},
 		{"refused", to("c"), cluster("c", closed), 503, "connect_refused"},
 		{"abort", to("c", func(r *plan.Rule) { r.Fault = &plan.Fault{AbortStatus: 555, AbortGRPC: -1, AbortPercent: 100} }), cluster("c", closed), 555, "fault_abort"},
+		{"abort of gRPC", to("c", func(r *plan.Rule) { r.Fault = &plan.Fault{AbortGRPC: 14, AbortPercent: 100} }), cluster("c", closed), 200, "fault_abort"},
 		{"redirect", to("c", func(r *plan.Rule) { r.Clusters, r.Redirect = nil, &plan.Redirect{Code: 302, Path: "/there"} }), nil, 302, "redirect"},
 	}
 	for _, tt := range tests {

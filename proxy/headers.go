@@ -113,7 +113,7 @@ func (x *exchange) identify() {
 // forwarded says where the request came from and how (x-forwarded-for, x-forwarded-proto).
 func (x *exchange) forwarded(h *stream.Head, http *plan.HTTP) {
 	proto := "http"
-	if x.d.s.secured && !x.d.s.meshed {
+	if x.d.s.secured && x.d.s.tunnel == nil { // what a tunnel carries was plaintext before
 		proto = "https"
 	}
 	if http.AppendForwardedFor {
@@ -159,21 +159,21 @@ func appendJoined(dst []byte, h *stream.Head, name string) []byte {
 	return dst
 }
 
-// trustedAddr is the address at which the chain of believed proxies ends, counted from the right.
-func trustedAddr(xff []byte, hops int, peer netip.Addr) netip.Addr {
-	for range hops {
+// trustedAddr is the last address of a list but for some, which are those of believed proxies; peer if the list is
+// shorter, or says something else there.
+func trustedAddr(xff []byte, but int, peer netip.Addr) netip.Addr {
+	for range but {
 		i := bytes.LastIndexByte(xff, ',')
-		a, err := netip.ParseAddr(string(bytes.TrimSpace(xff[i+1:])))
-		if err != nil {
-			return peer
-		}
-		peer = a.Unmap()
 		if i < 0 {
 			return peer
 		}
 		xff = xff[:i]
 	}
-	return peer
+	a, err := netip.ParseAddr(string(bytes.TrimSpace(xff[bytes.LastIndexByte(xff, ',')+1:])))
+	if err != nil {
+		return peer
+	}
+	return a.Unmap()
 }
 
 // requestID gives every request a name that stays with it.

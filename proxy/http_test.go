@@ -235,6 +235,8 @@ func newRawServer(c net.Conn) string {
 	return string(in)
 }
 
+// TestConnect: a tunnel is asked for where a client wanted to go by itself, to a host that the mesh does not know; no
+// rule leads one.
 func TestConnect(t *testing.T) {
 	echoed := tcpServer(t, func(c *net.TCPConn) {
 		if in := newRawServer(c); !strings.HasPrefix(in, "CONNECT db.example:3306 HTTP/1.1\r\n") {
@@ -244,7 +246,11 @@ func TestConnect(t *testing.T) {
 		_, _ = io.Copy(c, c)
 	})
 	r := sidecar(t, nil, "web")
-	c := dialRaw(t, r.outbound(nil, echoed))
+	c := dialRaw(t, r.outbound(func(c *plan.Chain, _ *plan.Cluster, _ []plan.Endpoint) { c.HTTP = &plan.HTTP{ByHost: true} }, echoed))
+	r.p.table.Route("db.example:80")
+	if err := r.p.table.Update(plan.KindRoute, nil, []string{"db.example:80"}); err != nil {
+		t.Fatal(err)
+	}
 	c.send("CONNECT db.example:3306 HTTP/1.1\r\nHost: db.example:3306\r\n\r\n")
 	if res, err := http.ReadResponse(c.in, &http.Request{Method: "CONNECT"}); err != nil || res.StatusCode != 200 {
 		t.Fatalf("%v %v", res, err)
@@ -254,6 +260,14 @@ func TestConnect(t *testing.T) {
 	_ = c.CloseWrite()
 	c.ended()
 	r.released("out")
+
+	s := backend(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("the backend got %s %s", r.Method, r.URL) })
+	r = newRig(t, to("c"), cluster("c", s)...)
+	c = dialRaw(t, r.addr)
+	c.send("CONNECT db.example:3306 HTTP/1.1\r\nHost: db.example:3306\r\n\r\n")
+	if res, _ := c.response("CONNECT"); res.StatusCode != 404 || res.Header.Get("X-Lateen-Reason") != "no_route" {
+		t.Errorf("%v", res)
+	}
 }
 
 // TestSmuggling: what two readers could understand in two ways goes nowhere.

@@ -3,6 +3,7 @@ package proxy
 import (
 	"time"
 
+	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/stream"
 	"github.com/lateen-mesh/lateen/proxy/table"
 	"github.com/lateen-mesh/lateen/telemetry"
@@ -76,6 +77,9 @@ func (w *worker) sendCopy(x *exchange, c *table.Choice) {
 	m.req.CopyFrom(&x.req)
 	w.scratch = appendShadow(w.scratch[:0], x.req.Authority())
 	m.req.SetAuthority(w.scratch)
+	if x.d.s.listener.Plan.Direction != plan.Inbound {
+		m.req.SetString("x-envoy-attempt-count", "1")
+	}
 	a := w.takeAttempt()
 	a.copied, a.t = m, t
 	wait := x.rule.Plan.Timeout

@@ -23,13 +23,16 @@ type self struct {
 
 func newSelf(c *Config) self {
 	id := "spiffe://" + c.TrustDomain + "/ns/" + c.Namespace + "/sa/" + c.ServiceAccount
-	addr := ""
+	addr, kind := "", "sidecar"
+	if c.Role == RoleGateway {
+		kind = "router" // Istio's word for a gateway in the name of a node
+	}
 	if len(c.Addresses) > 0 {
 		addr = c.Addresses[0].String()
 	}
 	s := self{
 		ref: peerOf(c.Workload, id).Ref(), identity: id, metadata: encodePeer(c.Workload), baggage: encodeBaggage(c.Workload),
-		id: []byte("sidecar~" + addr + "~" + c.Name + "." + c.Namespace + "~" + c.Namespace + ".svc.cluster.local"),
+		id: []byte(kind + "~" + addr + "~" + c.Name + "." + c.Namespace + "~" + c.Namespace + ".svc.cluster.local"),
 	}
 	s.line = append(append([]byte(peerField+": "), s.metadata...), "\r\n"...)
 	return s

@@ -3,7 +3,10 @@ package proxy
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -73,6 +76,37 @@ func TestForwardedTrust(t *testing.T) {
 	}
 }
 
+// TestRemoteIP: who asks, as far as proxies in front are believed. A sidecar believes the last of them, its gateway.
+func TestRemoteIP(t *testing.T) {
+	peer := netip.MustParseAddr("127.0.0.1")
+	for _, tt := range []struct {
+		adds bool
+		hops int
+		said string
+		want string
+	}{
+		{true, 0, "6.6.6.6", "127.0.0.1"},
+		{true, 1, "6.6.6.6, 10.0.0.1", "10.0.0.1"},
+		{true, 2, "6.6.6.6,10.0.0.1", "6.6.6.6"},
+		{true, 3, "6.6.6.6,10.0.0.1", "127.0.0.1"}, // it did not come through all of them
+		{true, 2, "6.6.6.6,unknown", "6.6.6.6"},
+		{true, 1, "6.6.6.6,unknown", "127.0.0.1"},
+		{false, 0, "6.6.6.6, ::ffff:10.0.0.1", "10.0.0.1"},
+		{false, 1, "6.6.6.6,10.0.0.1", "6.6.6.6"},
+		{false, 0, "", "127.0.0.1"},
+		{false, 0, "6.6.6.6:80", "127.0.0.1"},
+	} {
+		x := &exchange{w: &worker{}}
+		x.d = &downstream{s: &session{src: netip.AddrPortFrom(peer, 1)}, http: &plan.HTTP{AppendForwardedFor: tt.adds, TrustedHops: tt.hops}}
+		if tt.said != "" {
+			x.req.AddString("x-forwarded-for", tt.said)
+		}
+		if got := x.remoteIP().String(); got != tt.want {
+			t.Errorf("%+v: %s", tt, got)
+		}
+	}
+}
+
 func TestRedirects(t *testing.T) {
 	tests := []struct {
 		redirect plan.Redirect
@@ -87,6 +121,46 @@ func TestRedirects(t *testing.T) {
 		res, _ := r.get("/a/b?c=d")
 		if res.StatusCode != tt.redirect.Code || res.Header.Get("Location") != tt.want {
 			t.Errorf("%s %q, want %q", res.Status, res.Header.Get("Location"), tt.want)
+		}
+	}
+}
+
+// TestCORSAnything: a policy that allows every method and field says so by repeating what it was asked, since to a
+// request with credentials * is the name of one (Fetch standard, section 3.2.3).
+func TestCORSAnything(t *testing.T) {
+	r := newRig(t, to("c", func(p *plan.Rule) {
+		p.CORS = &plan.CORS{AllowOrigins: []plan.StringMatch{{Kind: plan.MatchPrefix, Value: "https://"}}, AllowMethods: []string{"*"}, AllowHeaders: []string{"*"}}
+	}), cluster("c", backend(t, mirrorHead))...)
+	for _, fields := range []string{"x-a,x-b", ""} {
+		req := request(t, "OPTIONS", "http://"+r.addr+"/", nil, "Origin", "https://any.example", "Access-Control-Request-Method", "PUT")
+		if fields != "" {
+			req.Header.Set("Access-Control-Request-Headers", fields)
+		}
+		res, _ := fetch(t, webClient(t), req)
+		h := res.Header
+		if m, f := h.Get("Access-Control-Allow-Methods"), h.Get("Access-Control-Allow-Headers"); m != "PUT" || f != fields && f != "*" {
+			t.Errorf("%q: %q %q", fields, m, f)
+		}
+	}
+}
+
+// TestDated: what we refuse, and what a server does not date, bears a Date (RFC 9110 section 6.6.1), and a refusal its reason.
+func TestDated(t *testing.T) {
+	s := tcpServer(t, func(c *net.TCPConn) {
+		_ = newRawServer(c)
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	})
+	r := newRig(t, to("c"), &plan.Cluster{Name: "c", Protocol: plan.ProtocolHTTP}, &plan.Endpoints{Name: "c", Endpoints: []plan.Endpoint{endpointAt(s, "w")}})
+	for _, tt := range []struct{ in, reason string }{
+		{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", ""},
+		{"GET / HTTP/1.1\r\n\r\n", "downstream_protocol_error"},
+		{"GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 70<<10) + "\r\n\r\n", "headers_too_large"},
+	} {
+		c := dialRaw(t, r.addr)
+		c.send(tt.in)
+		res, _ := c.response("GET")
+		if _, err := http.ParseTime(res.Header.Get("Date")); err != nil || len(res.Header["Date"]) != 1 || res.Header.Get("X-Lateen-Reason") != tt.reason {
+			t.Errorf("%.30q: %s %v %v", tt.in, res.Status, res.Header, err)
 		}
 	}
 }

@@ -329,10 +329,18 @@ func (w *worker) recordBadRequest(d *downstream, f http1.Fault) { w.recordInvali
 // recordFault tells what a client did wrong on an HTTP/2 connection.
 func (w *worker) recordFault(d *downstream, err *http2.Error) { w.recordInvalid(d, 0, err) }
 
+// invalidReason is why a codec answers with a status by itself.
+func invalidReason(status int) telemetry.Reason {
+	if status == 431 {
+		return telemetry.HeadersTooLarge
+	}
+	return telemetry.DownstreamProtocolError
+}
+
 func (w *worker) recordInvalid(d *downstream, status int, cause error) {
-	l := d.s.listener.Plan
+	l, why := d.s.listener.Plan, invalidReason(status)
 	if !l.Telemetry.NoMetrics {
-		k := telemetry.RequestKey{Code: uint16(status), Flags: telemetry.DownstreamProtocolError.Flags(), Source: d.rec.source, Service: w.serviceRef(d.s.chain.Plan.Service)}
+		k := telemetry.RequestKey{Code: uint16(status), Flags: why.Flags(), Source: d.rec.source, Service: w.serviceRef(d.s.chain.Plan.Service)}
 		if l.Direction == plan.Inbound {
 			k.Reporter, k.Destination = telemetry.ReporterDestination, w.p.self.ref
 		} else {
@@ -342,8 +350,8 @@ func (w *worker) recordInvalid(d *downstream, status int, cause error) {
 	}
 	if logs := w.logsOf(l); len(logs) > 0 {
 		w.entry = accesslog.Entry{
-			Start: w.loop.Now().In(time.UTC), Protocol: d.protocol(), Status: status, Reason: telemetry.DownstreamProtocolError,
-			Particular: cause.Error(), Flags: telemetry.DownstreamProtocolError.Flags(), DownstreamRemote: d.s.src(), DownstreamDirect: d.s.src(),
+			Start: w.loop.Now().In(time.UTC), Protocol: d.protocol(), Status: status, Reason: why,
+			Particular: cause.Error(), Flags: why.Flags(), DownstreamRemote: d.s.src(), DownstreamDirect: d.s.src(),
 			DownstreamLocal: d.s.dst, ServerName: d.s.sni, LogType: "DownstreamEnd",
 		}
 		w.log(logs, &w.entry, true)

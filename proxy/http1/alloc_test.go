@@ -30,19 +30,20 @@ func (p *pass) Accept(s stream.Sender) stream.Receiver {
 	p.down, p.up = s, p.client.Open(passDown{p})
 	return p
 }
-func (p *pass) OnHead(h *stream.Head, end bool)    { p.up.SendHead(h, end) }
-func (p *pass) OnInterim(*stream.Head)             {}
-func (p *pass) OnData(b []byte, end bool)          { p.up.SendData(b, end) }
-func (p *pass) OnTrailers(h *stream.Head)          { p.up.SendTrailers(h) }
-func (p *pass) OnAbort(why stream.Abort, _ error)  { p.up.Reset(why) }
-func (p *pass) OnDrain()                           {}
-func (p *pass) OnIdle(*ServerConn)                 {}
-func (p *pass) OnRefused(*ServerConn, Fault)       {}
-func (p *pass) OnLinger(*ServerConn)               {}
-func (p passDown) OnHead(h *stream.Head, end bool) { p.down.SendHead(h, end) }
-func (p passDown) OnInterim(h *stream.Head)        { p.down.SendInterim(h) }
-func (p passDown) OnData(b []byte, end bool)       { p.down.SendData(b, end) }
-func (p passDown) OnTrailers(h *stream.Head)       { p.down.SendTrailers(h) }
+func (p *pass) OnHead(h *stream.Head, end bool)          { p.up.SendHead(h, end) }
+func (p *pass) OnInterim(*stream.Head)                   {}
+func (p *pass) OnData(b []byte, end bool)                { p.up.SendData(b, end) }
+func (p *pass) OnTrailers(h *stream.Head)                { p.up.SendTrailers(h) }
+func (p *pass) OnAbort(why stream.Abort, _ error)        { p.up.Reset(why) }
+func (p *pass) OnDrain()                                 {}
+func (p *pass) OnIdle(*ServerConn)                       {}
+func (p *pass) OnRefused(*ServerConn, Fault)             {}
+func (p *pass) OnLinger(*ServerConn)                     {}
+func (p *pass) AppendRefusal(out []byte, _ Fault) []byte { return out }
+func (p passDown) OnHead(h *stream.Head, end bool)       { p.down.SendHead(h, end) }
+func (p passDown) OnInterim(h *stream.Head)              { p.down.SendInterim(h) }
+func (p passDown) OnData(b []byte, end bool)             { p.down.SendData(b, end) }
+func (p passDown) OnTrailers(h *stream.Head)             { p.down.SendTrailers(h) }
 func (p passDown) OnAbort(why stream.Abort, _ error) {
 	p.down.Reset(why)
 }

@@ -103,13 +103,14 @@ func (c *fakeConn) state() string {
 // for each, and do what the test says.
 type journal struct {
 	strings.Builder
-	sender  stream.Sender
-	onHead  func(h *stream.Head, end bool)
-	onEnd   func() // the incoming message has ended
-	onIdle  func()
-	head    stream.Head // the last head delivered
-	collect bool        // data goes to body, however it is cut, and is not noted
-	body    []byte
+	sender    stream.Sender
+	onHead    func(h *stream.Head, end bool)
+	onEnd     func() // the incoming message has ended
+	onIdle    func()
+	onRefusal string      // what the owner adds to a refusal
+	head      stream.Head // the last head delivered
+	collect   bool        // data goes to body, however it is cut, and is not noted
+	body      []byte
 }
 
 func (j *journal) note(format string, args ...any) {
@@ -184,8 +185,9 @@ func (j serverJournal) OnIdle(*ServerConn) {
 		j.onIdle()
 	}
 }
-func (j serverJournal) OnRefused(_ *ServerConn, f Fault) { j.note("refused:%d", f.Status()) }
-func (j serverJournal) OnLinger(*ServerConn)             { j.note("linger") }
+func (j serverJournal) AppendRefusal(out []byte, _ Fault) []byte { return append(out, j.onRefusal...) }
+func (j serverJournal) OnRefused(_ *ServerConn, f Fault)         { j.note("refused:%d", f.Status()) }
+func (j serverJournal) OnLinger(*ServerConn)                     { j.note("linger") }
 
 type clientJournal struct{ *journal }
 

@@ -25,9 +25,9 @@ const (
 	// HeadMaxBytes bounds a message's head, and its trailers, line ends included (Envoy: 60 KiB).
 	HeadMaxBytes = 64 << 10
 	// StartLineMaxBytes bounds a request line or a status line without its line end.
-	StartLineMaxBytes = 32 << 10
+	StartLineMaxBytes = 60 << 10
 	// FieldLineMaxBytes bounds one field line without its line end.
-	FieldLineMaxBytes = 32 << 10
+	FieldLineMaxBytes = 60 << 10
 	// FieldsMax bounds the field lines of a head, or of trailers (Envoy: 100).
 	FieldsMax = 100
 	// DiscardMaxBytes bounds what is read and thrown away of a request body that its response did not wait for.

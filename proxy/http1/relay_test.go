@@ -235,9 +235,10 @@ func (r *testRelay) OnDead(c *ClientConn) {
 
 type relayOwner struct{}
 
-func (relayOwner) OnIdle(*ServerConn)           {}
-func (relayOwner) OnRefused(*ServerConn, Fault) {}
-func (relayOwner) OnLinger(*ServerConn)         {}
+func (relayOwner) OnIdle(*ServerConn)                       {}
+func (relayOwner) AppendRefusal(out []byte, _ Fault) []byte { return out }
+func (relayOwner) OnRefused(*ServerConn, Fault)             {}
+func (relayOwner) OnLinger(*ServerConn)                     {}
 
 // relayed is one exchange of a testRelay; its two receivers are half and its other.
 type relayed struct{ down, up half }

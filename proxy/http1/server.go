@@ -12,6 +12,9 @@ type ServerOwner interface {
 	// OnIdle: an exchange is over and it is the client's turn. Accept tells of the next request; part of it may have
 	// arrived already. A connection begins so without the call.
 	OnIdle(c *ServerConn)
+	// AppendRefusal appends the field lines, line ends included, that a refusal for f bears besides the codec's own. It
+	// must not call the connection.
+	AppendRefusal(out []byte, f Fault) []byte
 	// OnRefused: f was answered in place of a request, for the access log. OnLinger follows.
 	OnRefused(c *ServerConn, f Fault)
 	// OnLinger: our last word has been said, and the connection only waits for the peer to close, so that what it
@@ -269,7 +272,7 @@ func (c *ServerConn) badBody(f Fault) {
 	c.recv = nil
 	switch {
 	case r != nil && c.outAt == outHead:
-		writeRefusal(c.codec, c.conn, f)
+		writeRefusal(c.codec, c.conn, c.owner, f)
 		c.linger()
 	case r != nil:
 		c.cut()
@@ -283,7 +286,7 @@ func (c *ServerConn) badBody(f Fault) {
 
 // refuse answers what is no request.
 func (c *ServerConn) refuse(f Fault) {
-	writeRefusal(c.codec, c.conn, f)
+	writeRefusal(c.codec, c.conn, c.owner, f)
 	c.state = serverLinger // so that the owner finds it so
 	c.owner.OnRefused(c, f)
 	if c.state == serverLinger {

@@ -535,3 +535,15 @@ func TestServerEnds(t *testing.T) {
 		})
 	}
 }
+
+// TestRefusalFields: a refusal, be it of a head or of a body, bears what the owner adds to it.
+func TestRefusalFields(t *testing.T) {
+	for _, in := range []string{"GET / HTTP/3.0\r\n\r\n", "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n"} {
+		_, conn, j := newServer(t, Config{})
+		j.onRefusal = "date: now\r\n"
+		conn.feed(in)
+		if got := conn.sent(); !strings.Contains(got, "|Connection: close|date: now||") {
+			t.Errorf("%q: %q", in, got)
+		}
+	}
+}

@@ -194,14 +194,15 @@ func (b *outgoing) writeResponse(k *Codec, conn Conn, h *stream.Head, to reply, 
 }
 
 // writeRefusal answers what is no request (RFC 9112 section 3): a short text, after which the connection closes.
-func writeRefusal(k *Codec, conn Conn, f Fault) {
+func writeRefusal(k *Codec, conn Conn, owner ServerOwner, f Fault) {
 	out := append(k.out[:0], "HTTP/1.1 "...)
 	out = strconv.AppendInt(out, int64(f.Status()), 10)
 	out = append(out, ' ')
 	out = append(out, reasonPhrase(f.Status())...)
 	out = append(out, "\r\nContent-Type: text/plain\r\nContent-Length: "...)
 	out = strconv.AppendInt(out, int64(len(f.Error())+1), 10)
-	out = append(out, "\r\nConnection: close\r\n\r\n"...)
+	out = append(out, "\r\nConnection: close\r\n"...)
+	out = append(owner.AppendRefusal(out, f), "\r\n"...)
 	out = append(out, f.Error()...)
 	out = append(out, '\n')
 	conn.Write(out)

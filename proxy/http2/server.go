@@ -181,9 +181,14 @@ func (s *ServerConn) refuse(id uint32, code ErrCode, reason string) *Error {
 	return s.spend(guardReset, 1)
 }
 
+// dateFormat is that of the field Date (RFC 9110 section 5.6.7).
+const dateFormat = "Mon, 02 Jan 2006 15:04:05 GMT"
+
 // refuseLarge answers 431 (RFC 9113 section 10.5.1).
 func (s *ServerConn) refuseLarge(id uint32, end bool) *Error {
-	s.startBlock().field(":status", "431")
+	b := s.startBlock()
+	b.field(":status", "431")
+	b.field("date", s.cfg.Now().UTC().Format(dateFormat))
 	s.writeBlock(id, true)
 	if !end {
 		s.control(appendReset(s.out[:0], id, ErrCodeNo))

@@ -190,40 +190,15 @@ func pseudo(h *stream.Head, name string) ([]byte, bool) {
 	return nil, false
 }
 
-// matchesQuery matches a query parameter, decoded; of several of one name the first.
+// matchesQuery matches a query parameter as it is written, as Envoy does; of several of one name the first.
 func (f *fieldMatch) matchesQuery(query []byte) bool {
-	var keys, values [64]byte
 	for len(query) > 0 {
 		var part []byte
 		part, query, _ = bytes.Cut(query, []byte("&"))
 		key, value, _ := bytes.Cut(part, []byte("="))
-		if string(decoded(keys[:0], key)) == f.name {
-			if f.value.kind == plan.MatchRegex {
-				return f.judge(decoded(nil, value), true)
-			}
-			return f.value.plain(decoded(values[:0], value)) != f.invert
+		if string(key) == f.name {
+			return f.judge(value, true)
 		}
 	}
 	return f.judge(nil, false)
-}
-
-// decoded is a query component with its escapes resolved (application/x-www-form-urlencoded, as browsers write it):
-// itself if there are none, else appended to dst. What is no escape stands for itself.
-func decoded(dst, p []byte) []byte {
-	if bytes.IndexByte(p, '%') < 0 && bytes.IndexByte(p, '+') < 0 {
-		return p
-	}
-	for i := 0; i < len(p); i++ {
-		c, ok := escaped(p[i:])
-		switch {
-		case ok:
-			i += 2
-		case p[i] == '+':
-			c = ' '
-		default:
-			c = p[i]
-		}
-		dst = append(dst, c)
-	}
-	return dst
 }

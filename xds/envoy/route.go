@@ -54,9 +54,7 @@ func (e *encoder) routeConfig(p *plan.Route) (*route.RouteConfiguration, error) 
 
 func (e *encoder) virtualHost(p *plan.Route, h *plan.VirtualHost, taken map[string]bool) (*route.VirtualHost, error) {
 	v := &route.VirtualHost{Name: h.Name}
-	if e.flavour != GRPC {
-		v.IncludeRequestAttemptCount = true
-	}
+	v.IncludeRequestAttemptCount = e.flavour != GRPC && !inbound(p.Name)
 	if v.Name == "" || taken["name "+v.Name] {
 		v.Name += "#" + strconv.Itoa(len(taken))
 	}
@@ -78,6 +76,11 @@ func (e *encoder) virtualHost(p *plan.Route, h *plan.VirtualHost, taken map[stri
 		v.Routes = append(v.Routes, r)
 	}
 	return v, nil
+}
+
+// inbound reports whether a route leads to the asker's own workload: there Istio counts no attempts.
+func inbound(name string) bool {
+	return name == plan.ClusterInboundPassthrough || strings.HasPrefix(name, "inbound|")
 }
 
 // fallback is what a sidecar does with requests to a service's address that name a host which is not the service's:
