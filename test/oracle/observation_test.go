@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/lateen-mesh/lateen/telemetry"
 	"github.com/lateen-mesh/lateen/test/world"
 )
 
@@ -99,7 +100,10 @@ func brief(b []byte) string {
 	return fmt.Sprintf("%d bytes, sha256 %x", len(b), sha256.Sum256(b))
 }
 
-// mismatch is a field in which two observations differ.
+// absent is shown of a field that an observation has not.
+const absent = "absent"
+
+// mismatch is a field in which two observations differ, and what they say: quoted, or absent.
 type mismatch struct{ field, envoy, lateen string }
 
 // decisive are the fields that the others follow from: where one of them differs, only these are compared.
@@ -107,18 +111,20 @@ func decisive(field string) bool {
 	return field == "status" || field == "error" || field == "received" || field == "proto"
 }
 
-// ordered tells of answers that are ours but whose text is the user's.
-func ordered(reason string) bool {
-	return reason == "direct_response" || reason == "redirect" || reason == "fault_abort"
+// refuses tells of reasons of answers that are ours in their text, too; the user orders that of the others.
+func refuses(reason string) bool {
+	why, known := telemetry.ParseReason(reason)
+	return known && why != telemetry.DirectResponse && why != telemetry.Redirect && why != telemetry.FaultAbort
 }
 
-// compare lists them, those of our refusals' own texts and connections under names that begin with refusal. Counts may differ by within. What follows from another difference is left out.
+// compare lists them, those of our refusals' own texts and connections under names that begin with refusal. Counts may
+// differ by within. What follows from another difference is left out.
 func compare(envoy, lateen observation, within int) []mismatch {
 	all := everyMismatch(envoy, lateen, within)
 	has := func(f func(string) bool) bool {
 		return slices.ContainsFunc(all, func(m mismatch) bool { return f(m.field) })
 	}
-	if reason := lateen["header:x-lateen-reason"]; reason != "" && !ordered(reason) {
+	if reason := lateen["header:x-lateen-reason"]; refuses(reason) {
 		for i := range all {
 			if f := all[i].field; f == "body" || f == "closed" || f == "header:grpc-message" {
 				all[i].field = "refusal:" + f
@@ -145,7 +151,7 @@ func everyMismatch(envoy, lateen observation, within int) []mismatch {
 		if v, ok := o[f]; ok {
 			return strconv.Quote(v)
 		}
-		return "absent"
+		return absent
 	}
 	for _, f := range fields {
 		a, b := show(envoy, f), show(lateen, f)

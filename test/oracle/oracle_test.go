@@ -16,6 +16,9 @@ import (
 // only chooses worlds; with fewer than all, differences that are not seen are no fault.
 var only = flag.String("world", "*", "pattern of the names of worlds to ask about")
 
+// tell prints what differs and is accepted, to write the lists with.
+var tell = flag.Bool("accepted", false, "print each accepted difference")
+
 func TestMain(m *testing.M) { nstest.Main(m, nil) }
 
 // TestOracle asks both proxies.
@@ -31,14 +34,7 @@ func TestOracle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile("differences.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	everywhere, err := parseDifferences(string(text), "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	everywhere := readEverywhere(t)
 	worlds := readWorlds(t, *only, certs.replacer)
 	envoy, lateen := answers(t, worlds, certs)
 	requests, accepted := 0, 0
@@ -51,9 +47,12 @@ func TestOracle(t *testing.T) {
 				requests += q.count
 				for _, m := range compare(envoy[i].list[j], lateen[i].list[j], q.within) {
 					// Both lists are asked: what is listed twice would else look as if it did not occur.
-					here, there := accept(w.differs, w.name, q.name, m.field), accept(everywhere, w.name, q.name, m.field)
+					here, there := accept(w.differs, w.name, q.name, m), accept(everywhere, w.name, q.name, m)
 					if here || there {
 						accepted++
+						if *tell {
+							t.Logf("accepted: %s %s %s: %s > %s", w.name, q.name, m.field, m.envoy, m.lateen)
+						}
 						continue
 					}
 					t.Errorf("%s %s:\n\tEnvoy  %s\n\tLateen %s", q.name, m.field, m.envoy, m.lateen)
@@ -73,7 +72,7 @@ func unused(t *testing.T, list []difference) {
 	t.Helper()
 	for _, d := range list {
 		if !d.used {
-			t.Errorf("listed, but not seen any more: %s %s %s: %s", d.world, d.request, d.field, d.reason)
+			t.Errorf("listed, but not seen any more: %s %s %s %s > %s: %s", d.world, d.request, d.field, d.envoy, d.lateen, d.decision)
 		}
 	}
 }

@@ -18,7 +18,7 @@ import (
 //
 //	-- mesh.yaml --      objects beside those of base.yaml, with ${NAME} for the certificates of certs_test.go
 //	-- requests --       see parseRequests
-//	-- differs --        lines "REQUEST FIELD: reason", as in differences.txt but without the world
+//	-- differs --        lines as in differences.txt, but without the world
 type worldFile struct {
 	name     string
 	yaml     string
