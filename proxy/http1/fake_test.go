@@ -185,9 +185,11 @@ func (j serverJournal) OnIdle(*ServerConn) {
 		j.onIdle()
 	}
 }
+
 func (j serverJournal) AppendRefusal(out []byte, _ Fault) []byte { return append(out, j.onRefusal...) }
-func (j serverJournal) OnRefused(_ *ServerConn, f Fault)         { j.note("refused:%d", f.Status()) }
-func (j serverJournal) OnLinger(*ServerConn)                     { j.note("linger") }
+
+func (j serverJournal) OnRefused(_ *ServerConn, f Fault) { j.note("refused:%d", f.Status()) }
+func (j serverJournal) OnLinger(*ServerConn)             { j.note("linger") }
 
 type clientJournal struct{ *journal }
 
