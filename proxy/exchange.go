@@ -555,17 +555,8 @@ func (x *exchange) finish() {
 	x.release()
 }
 
-// remoteIP is the client's address as far as the proxies in front are believed (Envoy, "x-forwarded-for"): at a gateway,
-// which adds its peer's address, the last one that its TrustedHops proxies have added; in a sidecar, which adds none, the
-// last of all, so that a policy knows the client of the gateway before it.
+// remoteIP is the client's address as far as the proxies in front are believed.
 func (x *exchange) remoteIP() netip.Addr {
-	src, but := x.d.s.src().Addr(), x.d.http.TrustedHops
-	if x.d.http.AppendForwardedFor {
-		if but == 0 {
-			return src
-		}
-		but--
-	}
 	x.w.scratch = appendJoined(x.w.scratch[:0], &x.req, "x-forwarded-for")
-	return trustedAddr(x.w.scratch, but, src)
+	return clientAddr(x.d.http, x.w.scratch, x.d.s.src().Addr())
 }

@@ -159,6 +159,19 @@ func appendJoined(dst []byte, h *stream.Head, name string) []byte {
 	return dst
 }
 
+// clientAddr is who asks, by what the proxies in front that are believed have said (Envoy, "x-forwarded-for"): at a
+// gateway, which adds its peer's address, the last address that its TrustedHops proxies have added; in a sidecar, which adds
+// none, the last of all, so that a policy knows the client of the gateway before it.
+func clientAddr(http *plan.HTTP, xff []byte, peer netip.Addr) netip.Addr {
+	but := http.TrustedHops
+	if http.AppendForwardedFor {
+		if but--; but < 0 {
+			return peer
+		}
+	}
+	return trustedAddr(xff, but, peer)
+}
+
 // trustedAddr is the last address of a list but for some, which are those of believed proxies; peer if the list is
 // shorter, or says something else there.
 func trustedAddr(xff []byte, but int, peer netip.Addr) netip.Addr {
