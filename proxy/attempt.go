@@ -30,6 +30,7 @@ type sending struct {
 	started time.Time
 	reused  bool // the connection has served before
 	began   bool // counted as active at the endpoint
+	lane    lane // on a connection that is shared
 	headed  bool // the response's head has arrived
 	done    bool
 }
@@ -202,9 +203,12 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 	}
 	x, ep := a.x, a.t.ep
 	reason := a.abortReason(why)
-	refused := why == stream.AbortRefused
+	refused, untouched := why == stream.AbortRefused, why == stream.AbortRefused && a.conn.h2 != nil
+	if a.conn.mux != nil && a.reused && !a.headed && endOfConnection(why, err) {
+		refused = true // as of an HTTP/1 connection that closed before it answered
+	}
 	// HTTP/2 says that nothing was done; of an HTTP/1 connection that closed one cannot be sure.
-	again := refused && a.reused && (a.conn.h2 != nil || x != nil && x.idempotent())
+	again := refused && (a.reused || a.conn.mux != nil) && (untouched || x != nil && x.idempotent())
 	a.close()
 	if x == nil || x.current != a {
 		return
@@ -230,7 +234,7 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 
 // abortReason names the end of an attempt as Envoy would.
 func (a *attempt) abortReason(why stream.Abort) telemetry.Reason {
-	h2 := a.conn != nil && a.conn.h2 != nil
+	h2 := a.conn != nil && a.conn.h2 != nil && a.conn.mux == nil
 	switch {
 	case why == stream.AbortProtocol || why == stream.AbortTooLarge:
 		return telemetry.UpstreamProtocolError
@@ -287,12 +291,13 @@ func (a *attempt) abandon(why stream.Abort) {
 	if a.pool != nil {
 		a.pool.forget(a)
 	}
-	up := a.up
+	up, u, started := a.up, a.conn, a.started
 	a.up = nil
 	a.close()
 	if up != nil {
 		up.Reset(why)
 		up.Release()
+		u.gaveUp(why, started)
 	}
 }
 
@@ -310,7 +315,10 @@ func (a *attempt) close() {
 	a.perTry.Stop()
 	if a.up != nil {
 		a.up.Release()
+		a.conn.answered()
 	}
+	l := a.lane
 	a.sending = sending{done: true}
 	a.w.attempts.give(a.w.loop.Now(), a)
+	l.leave()
 }

@@ -33,6 +33,7 @@ type downstream struct {
 	route  string        // the name of the last route that was looked up by host
 	used   time.Duration // as the loop counts
 	active int32         // exchanges
+	mux    bool          // what h2 carries are requests of HTTP/1.1
 	linger bool
 }
 
@@ -42,7 +43,11 @@ func (w *worker) serve(s *session, g guess) {
 	w.downstreams[d] = struct{}{}
 	s.end()
 	if g == guessHTTP2 {
-		d.h2 = http2.NewServerConn(s.c, d, w.h2Server(), d)
+		cfg := w.h2Server()
+		if d.mux = s.mux; d.mux {
+			cfg = w.h2Mux()
+		}
+		d.h2 = http2.NewServerConn(s.c, d, cfg, d)
 		s.c.SetHandler(h2Server{d})
 	} else {
 		d.h1 = w.h1.NewServerConn(s.c, d, d)

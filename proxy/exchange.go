@@ -408,7 +408,7 @@ func (x *exchange) attempt() {
 		x.answer(why, max(why.Status(), 500), why.Doc())
 		return
 	}
-	t.http2 = x.wantsHTTP2()
+	t.http2, t.mux = x.wantsHTTP2(), x.mayShare()
 	a := x.w.takeAttempt()
 	a.x, a.t = x, t
 	x.current = a
@@ -427,11 +427,14 @@ func (x *exchange) wantsHTTP2Of(cluster *balance.Cluster) bool {
 	switch {
 	case c.UseClientProtocol || c.Protocol == plan.ProtocolAuto:
 		// An upgrade goes over HTTP/1.1, which every server has for it (extended CONNECT, RFC 8441, has few).
-		return x.d.h2 != nil && !x.req.Upgrade
+		return x.d.h2 != nil && !x.d.mux && !x.req.Upgrade
 	default:
 		return c.Protocol == plan.ProtocolHTTP2 || c.Protocol == plan.ProtocolGRPC
 	}
 }
+
+// mayShare reports whether the request, as one of HTTP/1.1, may share a connection with others.
+func (x *exchange) mayShare() bool { return !x.req.Upgrade && string(x.req.Method()) != "CONNECT" }
 
 // startTimeout bounds the rest of the exchange, once the request is complete and on its way to a cluster: by the rule's
 // timeout, by what the request orders in its place, or by the client's own for gRPC if that is shorter (Istio: maxGrpcTimeout is the rule's timeout). A delay that

@@ -71,7 +71,7 @@ func (w *worker) sendCopy(x *exchange, c *table.Choice) {
 	if why != telemetry.None {
 		return
 	}
-	t.http2 = x.wantsHTTP2Of(c.Cluster)
+	t.http2, t.mux = x.wantsHTTP2Of(c.Cluster), true
 	t.tell(x.d.s)
 	m := &mirrored{w: w, body: append([]byte(nil), x.copyBody...)}
 	m.req.CopyFrom(&x.req)

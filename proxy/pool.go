@@ -58,6 +58,7 @@ type pool struct {
 	dialing int
 	open    int // connections that serve or will, those being made included
 	used    time.Time
+	mux     muxing
 }
 
 // upstream is one pooled connection.
@@ -71,6 +72,7 @@ type upstream struct {
 	since    time.Duration // when it was made, as the loop counts
 	used     time.Duration
 	local    netip.AddrPort // asked for at first use
+	mux      *muxed         // of an HTTP/2 connection that carries requests of HTTP/1.1; else nil
 	retired  bool           // takes no more requests
 	left     bool           // not among pool.open any more
 }
@@ -94,8 +96,9 @@ func (w *worker) acquire(t target, a *attempt) {
 	p := w.pool(&key)
 	p.t = t // the endpoint may have gone and come back, or have another address
 	p.used = w.loop.Now()
+	a.t.mux = t.mux && t.shareable()
 	for _, u := range p.multi {
-		if !u.retired && u.h2.Available() > 0 {
+		if u.takes(a) && p.enter(u, a) {
 			u.hand(a)
 			return
 		}
@@ -112,6 +115,9 @@ func (w *worker) acquire(t target, a *attempt) {
 	}
 	a.pool = p
 	p.waiters = append(p.waiters, a)
+	if !a.t.mux {
+		p.mux.plain++
+	}
 	p.dial()
 }
 
@@ -130,36 +136,53 @@ func (w *worker) pool(key *poolKey) *pool {
 	return p
 }
 
-// dial opens as many connections as the waiting requests need: one each for HTTP/1, one at a time for HTTP/2. When the
-// cluster has its limit of connections they wait for one that comes free; only a pool that has none may go beyond the
-// limit by one, because else nothing would ever serve those who wait (as in Envoy).
+// dial opens as many connections as the waiting requests need: one each for HTTP/1, one at a time for HTTP/2; where they
+// may share, see lacks. When the cluster has its limit of connections they wait for one that comes free; only a pool
+// that has none may go beyond the limit by one, because else nothing would ever serve those who wait (as in Envoy).
 func (p *pool) dial() {
-	if p.dialing >= len(p.waiters) || p.key.http2 && p.dialing > 0 {
-		return
+	for {
+		t := p.t
+		var lacking bool
+		if t.mux, lacking = p.lacks(); !lacking {
+			return
+		}
+		counted := t.cluster.AcquireConnection()
+		if !counted && p.open > 0 {
+			return
+		}
+		p.dialing++
+		p.open++
+		if t.mux {
+			p.mux.dialing++
+		}
+		p.w.dial(t, counted, func(c *loop.Conn, why telemetry.Reason, err error) { p.connected(c, t.mux, counted, why, err) })
 	}
-	counted := p.t.cluster.AcquireConnection()
-	if !counted && p.open > 0 {
-		return
-	}
-	p.dialing++
-	p.open++
-	p.w.dial(p.t, counted, func(c *loop.Conn, why telemetry.Reason, err error) { p.connected(c, counted, why, err) })
 }
 
-func (p *pool) connected(c *loop.Conn, counted bool, why telemetry.Reason, err error) {
+// connected takes a connection, or the news that there is none. mux: it was to be shared.
+func (p *pool) connected(c *loop.Conn, mux, counted bool, why telemetry.Reason, err error) {
 	p.dialing--
+	if mux {
+		p.mux.dialing--
+	}
 	if err != nil {
 		p.open--
-		p.fail(why, err)
+		p.fail(mux, why, err)
 		return
 	}
 	now := p.w.loop.Elapsed()
 	u := &upstream{pool: p, counted: counted, c: c, since: now, used: now}
-	if p.speaksHTTP2(c) {
+	if mux {
+		p.mux.learn(c)
+	}
+	switch {
+	case mux && p.mux.mode == muxTaken:
+		u.share()
+	case p.speaksHTTP2(c):
 		u.h2 = http2.NewClientConn(c, p.w.h2Client(p.t), h2Client{u})
 		p.multi = append(p.multi, u)
 		c.SetHandler(h2Client{u})
-	} else {
+	default:
 		u.h1 = p.w.h1.NewClientConn(c, h1Client{u})
 		c.SetHandler(h1Client{u})
 	}
@@ -179,30 +202,50 @@ func (p *pool) speaksHTTP2(c *loop.Conn) bool {
 	return p.key.http2
 }
 
-// fail tells the requests that waited for this connection: the first one, or for HTTP/2 all.
-func (p *pool) fail(why telemetry.Reason, err error) {
-	n := min(1, len(p.waiters))
-	if p.key.http2 {
-		n = len(p.waiters)
+// fail tells the requests that waited for this connection: the first one, or for HTTP/2 all, or as many as were to
+// share it.
+func (p *pool) fail(mux bool, why telemetry.Reason, err error) {
+	most := 1
+	switch {
+	case p.key.http2:
+		most = len(p.waiters)
+	case mux && p.mux.mode != muxRefused:
+		most = muxStreams
 	}
-	failed := slices.Clone(p.waiters[:n])
-	p.waiters = slices.Delete(p.waiters, 0, n)
+	var failed []*attempt
+	for i := 0; i < len(p.waiters) && len(failed) < most; {
+		if a := p.waiters[i]; a.t.mux == mux || p.mux.mode == muxRefused {
+			p.takeWaiter(i)
+			failed = append(failed, a)
+		} else {
+			i++
+		}
+	}
 	for _, a := range failed {
-		p.t.cluster.ReleasePending()
 		a.failed(why, err)
 	}
-	if len(p.waiters) > 0 {
-		p.dial()
+	p.dial()
+}
+
+// takeWaiter takes a request off the list of those that wait.
+func (p *pool) takeWaiter(i int) *attempt {
+	a := p.waiters[i]
+	p.waiters = slices.Delete(p.waiters, i, i+1)
+	if !a.t.mux {
+		p.mux.plain--
 	}
+	p.t.cluster.ReleasePending()
+	return a
 }
 
 // serve gives a connection to those who wait for one, and keeps it otherwise.
 func (p *pool) serve(u *upstream) {
-	for len(p.waiters) > 0 && u.free() {
-		a := p.waiters[0]
-		p.waiters = slices.Delete(p.waiters, 0, 1)
-		p.t.cluster.ReleasePending()
-		u.hand(a)
+	for {
+		i := slices.IndexFunc(p.waiters, u.takes)
+		if i < 0 || !p.enter(u, p.waiters[i]) {
+			break
+		}
+		u.hand(p.takeWaiter(i))
 	}
 	if u.h1 != nil && u.free() {
 		p.keep(u)
@@ -224,8 +267,7 @@ func (p *pool) keep(u *upstream) {
 // forget takes an attempt off the list of those that wait.
 func (p *pool) forget(a *attempt) {
 	if i := slices.Index(p.waiters, a); i >= 0 {
-		p.waiters = slices.Delete(p.waiters, i, i+1)
-		p.t.cluster.ReleasePending()
+		p.takeWaiter(i)
 	}
 }
 
@@ -247,6 +289,9 @@ func (u *upstream) free() bool {
 	}
 	return u.h1.Idle()
 }
+
+// takes reports whether the attempt's request can be opened on the connection now.
+func (u *upstream) takes(a *attempt) bool { return u.free() && (u.mux == nil || a.t.mux) }
 
 // hand opens an attempt's request on the connection.
 func (u *upstream) hand(a *attempt) {
@@ -308,6 +353,7 @@ func (u *upstream) leave() {
 // gone is the end of the connection.
 func (u *upstream) gone() {
 	if u.counted {
+		u.counted = false
 		u.pool.t.cluster.ReleaseConnection()
 	}
 	u.leave()
@@ -344,7 +390,7 @@ func (h h1Client) OnClose(_ *loop.Conn, err error)   { h.gone(); h.h1.OnClose(er
 // OnDead: the connection takes no more requests; what was open on it is told next.
 func (h h1Client) OnDead(*http1.ClientConn) { h.leave() }
 
-func (h h2Client) OnData(_ *loop.Conn, p []byte) int { return h.h2.OnData(p) }
+func (h h2Client) OnData(_ *loop.Conn, p []byte) int { h.heard(); return h.h2.OnData(p) }
 func (h h2Client) OnEOF(*loop.Conn)                  { h.h2.OnEOF() }
 func (h h2Client) OnDrain(*loop.Conn)                { h.h2.OnDrain() }
 func (h h2Client) OnClose(_ *loop.Conn, err error)   { h.gone(); h.h2.OnClose(err) }
@@ -374,13 +420,14 @@ func (w *worker) sweepPools(now time.Time) {
 			if u.h2.Active() == 0 && elapsed-u.used >= idle {
 				u.retire()
 				u.c.Close()
-			} else if old(u, elapsed) {
+			} else if old(u, elapsed) || u.outlived() {
 				u.retire()
 			} else {
 				u.h2.Tick()
+				u.listen(now)
 			}
 		}
-		if len(p.waiters)+p.open == 0 && now.Sub(p.used) > time.Minute {
+		if len(p.waiters)+p.open+len(p.multi) == 0 && now.Sub(p.used) > time.Minute {
 			delete(w.pools, key)
 		}
 	}

@@ -285,7 +285,7 @@ func (w *worker) log(sinks []logSink, e *accesslog.Entry, failed bool) {
 
 // protocol is the client's, as access logs write it.
 func (d *downstream) protocol() string {
-	if d.h2 != nil {
+	if d.h2 != nil && !d.mux {
 		return "HTTP/2"
 	}
 	return "HTTP/1.1"

@@ -28,7 +28,8 @@ type tlsConfigs struct {
 	holder *identity.Holder
 
 	mu      sync.Mutex
-	mesh    *tls.Config
+	mesh    *tls.Config            // of chains that take HTTP
+	bytes   *tls.Config            // of the mesh's other chains
 	tunnel  *tls.Config            // of the port for tunnels
 	tunnels map[string]*tls.Config // of tunnels' clients, by the identities that the server must have one of
 	servers map[*plan.Chain]*tls.Config
@@ -41,8 +42,9 @@ type clientKey struct {
 	alpn    string
 }
 
-// serverALPN is what a mesh server accepts, in the order of its preference.
-var serverALPN = []string{alpnHTTP2, alpnHTTP11, alpnHTTP10, alpnTCP, "h2", "http/1.1"}
+// serverALPN is what a mesh server accepts, in the order of its preference; the first one only where it takes HTTP: a
+// peer that has chosen it says nothing that could be relayed.
+var serverALPN = []string{alpnMux, alpnHTTP2, alpnHTTP11, alpnHTTP10, alpnTCP, "h2", "http/1.1"}
 
 // serverTLS is how to end the TLS of a chain's clients.
 func (p *Proxy) serverTLS(c *table.Chain) (*tls.Config, error) {
@@ -53,6 +55,10 @@ func (p *Proxy) serverTLS(c *table.Chain) (*tls.Config, error) {
 	case plan.TLSPermissive, plan.TLSStrict, plan.TLSMesh:
 		if t.mesh == nil {
 			t.mesh = identity.ServerTLS(t.holder, identity.ServerConfig{ALPN: serverALPN})
+			t.bytes = identity.ServerTLS(t.holder, identity.ServerConfig{ALPN: serverALPN[1:]})
+		}
+		if !takesHTTP(c.Plan) {
+			return t.bytes, nil
 		}
 		return t.mesh, nil
 	}

@@ -42,6 +42,10 @@ const (
 	alpnPeer   = "istio-peer-exchange"
 )
 
+// alpnMux is the protocol of our own for requests of HTTP/1.1 as streams of HTTP/2 (docs/decisions/007-mux.md). Others
+// do not know it and choose among what is offered beside it.
+const alpnMux = "lateen-h2"
+
 // session is a connection that was accepted, until its protocol is known and it
 // is handed to HTTP or to a relay; afterwards it is what these know about it.
 type session struct {
@@ -71,6 +75,7 @@ type proof struct {
 	sni        string
 	insideHTTP bool // a proxy of the mesh says by ALPN that HTTP is inside
 	insideTCP  bool // ... or that it is not
+	mux        bool // ... or that requests of HTTP/1.1 are inside, as streams of HTTP/2
 }
 
 // nothingProven is the proof of all who have shown nothing.
@@ -332,8 +337,9 @@ func (s *session) onHandshake(err error) {
 		}
 		shown.meshed, shown.peer, shown.peerText = true, id, strings.TrimPrefix(id.String(), "spiffe://")
 	}
+	shown.mux = state.NegotiatedProtocol == alpnMux
 	switch state.NegotiatedProtocol {
-	case alpnHTTP10, alpnHTTP11, alpnHTTP2, "h2", "http/1.1":
+	case alpnMux, alpnHTTP10, alpnHTTP11, alpnHTTP2, "h2", "http/1.1":
 		shown.insideHTTP = true
 	case alpnTCP, alpnPeer:
 		shown.insideTCP = true
@@ -352,7 +358,7 @@ func peerOfTLS(state *tls.ConnectionState) (identity.ID, error) {
 // inside decides what to speak once encryption is out of the way.
 func (s *session) inside() {
 	p := s.chain.Plan
-	if p.HTTP == nil || p.Protocol == plan.ProtocolTCP || p.Protocol == plan.ProtocolTLS || s.insideTCP && !p.Protocol.IsHTTP() {
+	if !takesHTTP(p) || s.insideTCP && !p.Protocol.IsHTTP() {
 		s.relay()
 		return
 	}
@@ -362,6 +368,11 @@ func (s *session) inside() {
 		s.timer.Reset(quietWait) // it may be for the server to speak first
 	}
 	s.c.SetHandler(s) // unread bytes are offered again
+}
+
+// takesHTTP reports whether what a chain's clients send may be served as HTTP.
+func takesHTTP(c *plan.Chain) bool {
+	return c.HTTP != nil && c.Protocol != plan.ProtocolTCP && c.Protocol != plan.ProtocolTLS
 }
 
 // onInside decides whether the first bytes are HTTP.

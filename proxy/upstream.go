@@ -25,6 +25,7 @@ type target struct {
 	ep      *balance.Endpoint // nil for an original destination
 	addr    netip.AddrPort
 	http2   bool // what to speak there, where the cluster leaves it open
+	mux     bool // a request of HTTP/1.1 that may share a connection with others, if the endpoint takes that
 	tcp     bool // bytes, not HTTP
 	source  netip.Addr
 	from    netip.AddrPort // the client's address, for peers that are told by a tunnel's head; invalid: unknown
@@ -48,6 +49,13 @@ func (t *target) peer() bool {
 // tunnelled reports whether the connection is to be carried by a tunnel.
 func (t *target) tunnelled() bool {
 	return t.ep != nil && t.ep.Plan().Tunnel == plan.TunnelHBONE && t.peer()
+}
+
+// shareable reports whether requests of HTTP/1.1 to the target are offered to share connections: where a proxy of the
+// mesh is at the other end, and nothing is ordered that speaks of connections with one request each.
+func (t *target) shareable() bool {
+	p := t.cluster.Plan()
+	return !t.http2 && !t.tcp && t.client == nil && t.peer() && !t.tunnelled() && len(p.TLS.ALPN) == 0 && p.Limits.RequestsPerConnection != 1
 }
 
 // pick is what influences the choice of an endpoint.
@@ -259,6 +267,7 @@ func (d *dialing) OnClose(_ *loop.Conn, err error) {
 // meshALPN are the protocols that a mesh client offers, Istio's names.
 var (
 	meshHTTP1 = []string{alpnHTTP11, alpnTCP, "http/1.1"}
+	meshMux   = []string{alpnMux, alpnHTTP11, alpnTCP, "http/1.1"}
 	meshHTTP2 = []string{alpnHTTP2, alpnTCP, "h2"}
 	meshTCP   = []string{alpnTCP}
 	plainH1   = []string{"http/1.1"}
@@ -299,6 +308,8 @@ func (t *target) alpn(mesh bool) []string {
 		return meshTCP
 	case mesh && t.http2:
 		return meshHTTP2
+	case mesh && t.mux:
+		return meshMux
 	case mesh:
 		return meshHTTP1
 	case t.tcp:

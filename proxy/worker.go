@@ -162,6 +162,22 @@ func (w *worker) h2Server() http2.Config {
 	return http2.Config{Now: w.loop.Now, Memory: &w.mem, ExtendedConnect: true}
 }
 
+// The windows of connections that carry requests of HTTP/1.1: wide enough that one body fills 1 Gbit/s over 8 ms.
+const (
+	muxStreamWindow = 1 << 20
+	muxConnWindow   = 2 << 20
+)
+
+// h2Mux are those of connections that carry requests of HTTP/1.1, at both ends. A head that HTTP/1 takes, with what the
+// proxies on its way add, must not be too large for them.
+func (w *worker) h2Mux() http2.Config {
+	const headBytes, headFields = http1.HeadMaxBytes + 32<<10, http1.FieldsMax + 64
+	return http2.Config{
+		Now: w.loop.Now, Memory: &w.mem, HTTP1: true, MaxStreams: muxStreams, StreamWindow: muxStreamWindow, ConnWindow: muxConnWindow,
+		HeadBytesMax: headBytes, HeadFieldsMax: headFields,
+	}
+}
+
 func (w *worker) h2Client(t target) http2.Config {
 	return http2.Config{Now: w.loop.Now, Memory: &w.mem, MaxStreams: int(t.cluster.Plan().Limits.ConcurrentStreams)}
 }

@@ -107,6 +107,7 @@ func (c *core) begin(conn Conn, r role, server bool, cfg Config) {
 	c.conn, c.role, c.server, c.cfg = conn, r, server, cfg.withDefaults()
 	c.start = c.cfg.Now()
 	c.peer = initialSettings
+	c.enc.keepCase = c.cfg.HTTP1
 	c.sendWindow = initialWindow
 	c.recvWindow = c.cfg.ConnWindow
 	c.recvInitial = max(c.cfg.StreamWindow, initialWindow) // a smaller one counts once the peer has heard of it

@@ -22,6 +22,8 @@ type encoder struct {
 	shrunk int
 	// lower is where names are made lower case and numbers are written.
 	lower []byte
+	// keepCase: names go out as they are.
+	keepCase bool
 }
 
 // The first bits of a field's representation (RFC 7541 sections 6.1 to 6.3), and the largest value of the number in the

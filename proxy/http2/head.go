@@ -27,6 +27,7 @@ type headReader struct {
 	h          *stream.Head
 	kind       headKind
 	upgrades   bool // extended CONNECT is allowed
+	http1      bool // the message is one of HTTP/1.1
 	bytesLeft  int
 	fieldsLeft int
 
@@ -40,7 +41,7 @@ type headReader struct {
 	regular                                   bool // a regular field was seen
 	method, scheme, authority, path, protocol text
 	status, host, length                      text
-	cookie                                    []byte
+	cookie, lower                             []byte
 }
 
 // text is a value that must not come twice.
@@ -52,8 +53,8 @@ type text struct {
 // begin makes r ready for a block.
 func (r *headReader) begin(kind headKind, h *stream.Head, cfg *Config) {
 	*r = headReader{
-		h: h, kind: kind, upgrades: cfg.ExtendedConnect,
-		bytesLeft: cfg.HeadBytesMax, fieldsLeft: cfg.HeadFieldsMax, cookie: r.cookie[:0],
+		h: h, kind: kind, upgrades: cfg.ExtendedConnect, http1: cfg.HTTP1,
+		bytesLeft: cfg.HeadBytesMax, fieldsLeft: cfg.HeadFieldsMax, cookie: r.cookie[:0], lower: r.lower[:0],
 	}
 }
 
@@ -122,7 +123,11 @@ func (t *text) once(value, complaint string) string {
 }
 
 func (r *headReader) regularField(name, value string) string {
-	switch name {
+	key := name
+	if r.http1 {
+		key = r.lowerCase(name)
+	}
+	switch key {
 	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
 		return "a connection-specific field"
 	case "te":
@@ -146,7 +151,7 @@ func (r *headReader) regularField(name, value string) string {
 			return r.host.once(value, "two Host fields")
 		}
 	case "cookie":
-		if r.kind == kindRequest {
+		if r.kind == kindRequest && !r.http1 {
 			if len(r.cookie) > 0 {
 				r.cookie = append(r.cookie, "; "...)
 			}
@@ -154,12 +159,23 @@ func (r *headReader) regularField(name, value string) string {
 			return ""
 		}
 	default:
-		if !nameChars.all(name) || name == "" {
+		if !nameChars.all(key) || key == "" {
 			return "a field name that is no lower-case token"
 		}
 	}
 	r.h.AddString(name, value)
 	return ""
+}
+
+// lowerCase returns a name in lower case; it is valid until the next call.
+func (r *headReader) lowerCase(name string) string {
+	r.lower = append(r.lower[:0], name...)
+	for i, c := range r.lower {
+		if 'A' <= c && c <= 'Z' {
+			r.lower[i] = c | 0x20
+		}
+	}
+	return view(r.lower)
 }
 
 // finish judges the whole and fills in what the pseudo-fields said.
@@ -252,7 +268,7 @@ func (r *headReader) target() string {
 		return "a request without a valid :path"
 	case path[0] != '/' && (path != "*" || r.method.s != "OPTIONS"):
 		return "a :path that does not begin with a slash"
-	case r.authority.s == "" && (r.scheme.s == "http" || r.scheme.s == "https"):
+	case r.authority.s == "" && !r.http1 && (r.scheme.s == "http" || r.scheme.s == "https"):
 		return "a request without an authority"
 	}
 	return ""
@@ -371,11 +387,16 @@ func (e *encoder) fields(h *stream.Head, bare bool) {
 	sized := false
 	for i := range h.Len() {
 		name, value := h.At(i)
-		name = e.lowerName(name)
+		if !e.keepCase {
+			name = e.lowerName(name)
+		}
 		if e.foreseen(view(name), view(value)) { // and so it may be sent
 			continue
 		}
 		known := nameTable.at(view(name))
+		if e.keepCase && hasUpper(name) {
+			known = nameTable.at(view(e.lowerName(name))).inCase()
+		}
 		switch known.use {
 		case useHop:
 			continue

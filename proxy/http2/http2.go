@@ -97,6 +97,9 @@ type Config struct {
 	ExtendedConnect bool
 	// Scheme is sent by a client for a head that has none, which HTTP/1 heads have not. Empty: "http".
 	Scheme string
+	// HTTP1 says that both ends have agreed to carry messages of HTTP/1.1 as they are: names keep their case, cookies
+	// their fields, and a request may come without an authority, as one of HTTP/1.0 does.
+	HTTP1 bool
 }
 
 func (c Config) withDefaults() Config {

@@ -77,6 +77,15 @@ func (t *names) at(s string) *knownName {
 	}
 }
 
+// inCase is what is known of the name where it is not written in lower case, as the entries of the static table are.
+func (n *knownName) inCase() *knownName { return &mixedNames[n.use] }
+
+// mixedNames are names of each use that are not in the static table.
+var mixedNames = [...]knownName{
+	useRepeats: {use: useRepeats}, useOnce: {use: useOnce}, useSecret: {use: useSecret}, useHop: {use: useHop}, useTE: {use: useTE},
+	useLength: {use: useLength},
+}
+
 // entry returns the number of the static table's entry for a name's field, if it has one with that value.
 func (n *knownName) entry(value string) (index uint8, ok bool) {
 	for i := n.first; i <= n.last && i > 0; i++ {
