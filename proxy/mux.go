@@ -150,7 +150,7 @@ func (l lane) leave() {
 // endOfConnection reports whether an exchange was aborted because its connection ended, and not its stream alone.
 func endOfConnection(why stream.Abort, err error) bool {
 	e, ok := errors.AsType[*http2.Error](err)
-	return (why == stream.AbortClosed || why == stream.AbortReset) && (!ok || e.Stream == 0)
+	return (why == stream.AbortClosed || why == stream.AbortReset || why == stream.AbortLocal) && (!ok || e.Stream == 0)
 }
 
 // gaveUp is told when a request is given up on a connection. One that has been silent since a request was sent that
