@@ -56,7 +56,7 @@ func newBench(t *testing.T) *bench {
 	}
 	b := &bench{t: t, app: &app{dir: host.Dir(filepath.Join(base, "b", "m"))}, api: http.NewServeMux(), two: http.NewServeMux()}
 	t.Cleanup(func() { _ = os.RemoveAll(base) })
-	if err := b.app.dir.Make(); err != nil {
+	if err := os.MkdirAll(filepath.Dir(b.app.dir.Admin("default", "two")), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	return b

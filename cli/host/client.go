@@ -83,9 +83,6 @@ func Start(ctx context.Context, cfg StartConfig) (*Host, error) {
 	if err := netns.Check(isolation); err != nil { //nolint:contextcheck // It takes a moment and cannot be waited for.
 		return nil, err
 	}
-	if err := cfg.Dir.Make(); err != nil {
-		return nil, err
-	}
 	lock, err := takeLock(ctx, cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -108,13 +105,8 @@ func (h *Host) begin(ctx context.Context, cfg StartConfig, config Config, isolat
 	if _, err := cfg.Dir.sweepEnded(); err != nil {
 		return err
 	}
-	if err := cfg.Dir.Make(); err != nil {
+	if err := cfg.Dir.makeFolders(); err != nil {
 		return err
-	}
-	for _, d := range []string{cfg.Dir.Config(), cfg.Dir.State()} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return fmt.Errorf("make the folder of the mesh: %w", err)
-		}
 	}
 	if cfg.Fill != nil {
 		if err := cfg.Fill(cfg.Dir.Config()); err != nil {
@@ -124,21 +116,20 @@ func (h *Host) begin(ctx context.Context, cfg StartConfig, config Config, isolat
 	return h.spawn(ctx, config, isolation, lock)
 }
 
-// takeLock takes the lock that a host holds for its life, and waits for one that is just ending.
+// takeLock makes the directory and takes the lock that a host holds for its life. It waits for one that is just ending,
+// also if that takes the directory with it.
 func takeLock(ctx context.Context, dir Dir) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	tick := time.NewTicker(lockInterval)
 	defer tick.Stop()
 	for {
-		lock, err := dir.tryLock()
-		if errors.Is(err, fs.ErrNotExist) { // A host that ended took the directory with it.
-			if err := dir.Make(); err != nil {
-				return nil, err
-			}
-			continue
+		var lock *os.File
+		err := dir.Make()
+		if err == nil {
+			lock, err = dir.tryLock()
 		}
-		if lock != nil || err != nil {
+		if lock != nil || err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return lock, err
 		}
 		if conn, err := net.Dial("unix", dir.Socket()); err == nil {

@@ -91,19 +91,30 @@ func (d Dir) Log(name string) string { return filepath.Join(string(d), "logs", n
 func (d Dir) lock() string { return filepath.Join(string(d), "host.lock") }
 func (d Dir) pid() string  { return filepath.Join(string(d), "host.pid") }
 
-// Make makes the directory, for its owner alone. That it was there is no fault, unless it is somebody else's.
+// Make makes the directory, for its owner alone. That it was there is no fault, unless it is somebody else's. The error
+// is fs.ErrNotExist if a host that ended took it away meanwhile.
 func (d Dir) Make() error {
 	longest := d.Admin(strings.Repeat("n", 20), strings.Repeat("n", 20))
 	if len(longest) > maxSocketPath {
 		return fmt.Errorf("the run directory %s is too deep for Unix sockets, whose paths have %d bytes: set "+
 			"XDG_RUNTIME_DIR to a shorter path", d, maxSocketPath)
 	}
-	for _, dir := range []string{filepath.Dir(string(d)), string(d), filepath.Dir(d.Log("")), filepath.Dir(d.Admin("", ""))} {
+	for _, dir := range []string{filepath.Dir(string(d)), string(d)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make the run directory: %w", err)
 		}
 		if err := owned(dir); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// makeFolders makes the folders in the directory. Only who holds the lock may: the next one sweeps them away.
+func (d Dir) makeFolders() error {
+	for _, dir := range []string{d.Config(), d.State(), filepath.Dir(d.Log("")), filepath.Dir(d.Admin("", ""))} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make the folders of the mesh: %w", err)
 		}
 	}
 	return nil
@@ -138,11 +149,18 @@ func (d Dir) remove() error {
 	if err := os.Rename(string(d), aside); err != nil {
 		return fmt.Errorf("remove the run directory: %w", err)
 	}
-	if err := os.RemoveAll(aside); err != nil {
+	err := os.RemoveAll(aside)
+	for try := 1; try < removeTries && errors.Is(err, syscall.ENOTEMPTY); try++ {
+		err = os.RemoveAll(aside) // Somebody who had found the directory in sight has just made a lock in it.
+	}
+	if err != nil {
 		return fmt.Errorf("remove the run directory: %w", err)
 	}
 	return nil
 }
+
+// removeTries bounds the tries to remove a directory. Nobody finds it any more after the first one.
+const removeTries = 10
 
 // endedMark is in the names of directories that have gone out of sight.
 const endedMark = ".ended-"

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -78,6 +79,29 @@ func TestLock(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestLockIsHandedOn: many start and end at once, and each has the directory to itself, whole.
+func TestLockIsHandedOn(t *testing.T) {
+	dir := Dir(filepath.Join(t.TempDir(), "b", "m"))
+	var work sync.WaitGroup
+	for range 4 {
+		work.Go(func() {
+			for range 100 {
+				lock, err := takeLock(t.Context(), dir)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				err = errors.Join(dir.sweep(), dir.makeFolders(), os.Mkdir(filepath.Join(dir.State(), "mine"), 0o700), dir.remove(), lock.Close())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	work.Wait()
 }
 
 func TestCall(t *testing.T) {

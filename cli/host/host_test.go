@@ -304,13 +304,16 @@ func TestProxyDies(t *testing.T) {
 func TestTogether(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, w *world) {
-		w.linger = 2 * time.Second // One host is to serve all.
+		w.linger = patience // One host is to serve all, however long the machine takes for them.
 		var clients []*client
 		for i := range 4 {
 			clients = append(clients, w.start("run", workload(fmt.Sprint("w", i), "true")))
 		}
 		for _, c := range clients {
 			c.events(host.EventDone)
+		}
+		if out, err := w.command("clean", string(w.dir)).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
 		}
 		w.nothingLeft(false)
 		starts := slices.DeleteFunc(w.lines(), func(line string) bool { return line != "lateend start" })
