@@ -160,6 +160,9 @@ func (f Fault) String() string {
 	return strings.Join(parts, ": ")
 }
 
+// Told is the fault without its place and object, for where these are known: "path: message".
+func (f Fault) Told() string { return Fault{Path: f.Path, Message: f.Message}.String() }
+
 // Result is what Decode found in a file.
 type Result struct {
 	// Objects in the order of the file; those with faults are left out.

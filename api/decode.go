@@ -95,6 +95,21 @@ func Decode(file string, data []byte) Result {
 	return Result{d.objects, d.faults, d.warnings}
 }
 
+// DecodeStored reads one object that has no file, as an API server returns it: in JSON. It is judged like any other, but
+// lines and columns are 0.
+func DecodeStored(data []byte) Result {
+	d := &decoder{reader: reader{placeless: true, data: data}, kinds: kinds()}
+	if len(data) > MaxFileBytes {
+		d.fault(place{}, "", "has %d bytes, more than the %d allowed", len(data), MaxFileBytes)
+		return Result{Faults: d.faults}
+	}
+	d.document(document{end: len(data)}, data)
+	for i := range d.faults {
+		d.faults[i].Line, d.faults[i].Column = 0, 0 // a syntax error has a line of its own
+	}
+	return Result{d.objects, d.faults, d.warnings}
+}
+
 // twins tells of objects that are in the file twice.
 func (d *decoder) twins() {
 	first := map[Ref]*Object{}

@@ -189,3 +189,22 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestDecodeStored: an object without a file is judged like one with a file, and its faults have no place.
+func TestDecodeStored(t *testing.T) {
+	good := `{"apiVersion":"networking.istio.io/v1","kind":"DestinationRule","metadata":{"name":"r","namespace":"n","uid":"u",` +
+		`"generation":3,"managedFields":[{"manager":"kubectl"}]},"spec":{"host":"a"},"status":{"conditions":[]}}`
+	r := DecodeStored([]byte(good))
+	if len(r.Faults)+len(r.Warnings) > 0 || len(r.Objects) != 1 || r.Objects[0].Ref != (Ref{KindDestinationRule, "n", "r"}) || r.Objects[0].LineOf("spec", "host") != 0 {
+		t.Errorf("objects %v, faults %v, warnings %v", r.Objects, r.Faults, r.Warnings)
+	}
+	for _, bad := range []string{strings.Replace(good, `"host"`, `"hots"`, 1), `{"kind`} {
+		r := DecodeStored([]byte(bad))
+		if len(r.Objects) > 0 || len(r.Faults) == 0 {
+			t.Fatalf("objects %v, faults %v", r.Objects, r.Faults)
+		}
+		if f := r.Faults[0]; f.File != "" || f.Line != 0 || f.Column != 0 {
+			t.Errorf("the fault has a place: %v", f)
+		}
+	}
+}

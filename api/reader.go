@@ -40,9 +40,14 @@ type reader struct {
 	lenient bool // unknown fields are warnings; durations may be 0
 	// unjudged leaves it to the caller to say what is not acted on.
 	unjudged bool
+	// placeless: the objects have no file, so that nothing has a position.
+	placeless bool
 }
 
 func (r *reader) at(n *yaml.Node) place {
+	if r.placeless {
+		return place{}
+	}
 	if r.fixed != nil {
 		return *r.fixed
 	}

@@ -95,7 +95,6 @@ var idle = map[string]bool{
 	"ServiceSpec.sessionAffinityConfig":       true,
 	"ServiceSpec.externalTrafficPolicy":       true,
 	"ServiceSpec.internalTrafficPolicy":       true,
-	"ServiceSpec.publishNotReadyAddresses":    true,
 	"ServiceSpec.trafficDistribution":         true,
 	"ServiceSpec.healthCheckNodePort":         true,
 	"ServicePort.nodePort":                    true,

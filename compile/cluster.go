@@ -102,12 +102,13 @@ func (a *asking) discovery(c *plan.Cluster, s *mesh.Service, p mesh.Port) {
 			if host == "" && len(w.Addresses) > 0 {
 				host = w.Addresses[0].String()
 			}
-			if host != "" {
-				c.Addresses = append(c.Addresses, plan.Address{Host: host, Port: targetPort(p, w), Weight: w.Weight, Locality: w.Locality})
+			if port, ok := targetPort(p, w); ok && host != "" {
+				c.Addresses = append(c.Addresses, plan.Address{Host: host, Port: port, Weight: w.Weight, Locality: w.Locality})
 			}
 		}
 		if len(c.Addresses) == 0 && s.Selector == nil && !strings.HasPrefix(s.Host, "*") {
-			c.Addresses = []plan.Address{{Host: s.Host, Port: targetPort(p, &mesh.Workload{})}}
+			port, _ := targetPort(p, &mesh.Workload{})
+			c.Addresses = []plan.Address{{Host: s.Host, Port: port}}
 		}
 	}
 }

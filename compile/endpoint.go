@@ -45,10 +45,16 @@ func (a *asking) endpoints(name string) *plan.Endpoints {
 
 // endpoint is a workload as the endpoint of a service's port.
 func (a *asking) endpoint(s *mesh.Service, p mesh.Port, w *mesh.Workload) (plan.Endpoint, bool) {
-	port := targetPort(p, w)
+	port, ok := targetPort(p, w)
+	if !ok || w.Kind == mesh.OriginPod && w.Health == mesh.Unhealthy && !s.NotReady {
+		return plan.Endpoint{}, false // what is not ready is not called, not even if nothing else is there (Kubernetes' rule)
+	}
 	e := plan.Endpoint{
 		Weight: w.Weight, Health: health(w.Health), Locality: w.Locality, Network: w.Network,
 		MTLS: w.MTLS && !s.External, Workload: workload(w),
+	}
+	if s.NotReady {
+		e.Health = plan.Healthy
 	}
 	if e.MTLS && w.HBONE() {
 		e.Tunnel = plan.TunnelHBONE
@@ -67,18 +73,22 @@ func (a *asking) endpoint(s *mesh.Service, p mesh.Port, w *mesh.Workload) (plan.
 	return e, true
 }
 
-// targetPort is the workload's port that stands for a service port.
-func targetPort(p mesh.Port, w *mesh.Workload) uint16 {
-	if n, ok := w.Ports[p.Name]; ok && p.Name != "" {
-		return n
+// targetPort is the workload's port that stands for a service port. A pod that has no port of the name that the
+// service gives does not serve it.
+func targetPort(p mesh.Port, w *mesh.Workload) (port uint16, ok bool) {
+	if n, ok := w.Ports[p.Name]; ok {
+		return n, true
 	}
-	if n, ok := w.Ports[p.TargetName]; ok && p.TargetName != "" {
-		return n
+	if p.TargetName != "" {
+		if n, ok := w.Targets[p.TargetName]; ok {
+			return n, true
+		}
+		if n, ok := w.Ports[p.TargetName]; ok {
+			return n, true
+		}
+		return p.Number, w.Kind != mesh.OriginPod
 	}
-	if p.Target != 0 {
-		return p.Target
-	}
-	return p.Number
+	return cmp.Or(p.Target, p.Number), true
 }
 
 func health(h mesh.Health) plan.Health {

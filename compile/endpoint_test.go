@@ -41,3 +41,46 @@ func TestHealth(t *testing.T) {
 		t.Errorf("connections are %s, want plaintext", got)
 	}
 }
+
+// TestPodEndpoints: Kubernetes' rules for pods. What is not ready is not called, unless the service says so; the name of
+// a target port is that of a container's, and a pod without it does not serve the port.
+func TestPodEndpoints(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		notReady bool
+		target   string
+		health   mesh.Health
+		want     []string
+	}{
+		{"ready", false, "", mesh.Healthy, []string{"10.0.0.1:80 healthy"}},
+		{"not ready", false, "", mesh.Unhealthy, nil},
+		{"not ready, published", true, "", mesh.Unhealthy, []string{"10.0.0.1:80 healthy"}},
+		{"going", false, "", mesh.Draining, []string{"10.0.0.1:80 draining"}},
+		{"named", false, "web", mesh.Healthy, []string{"10.0.0.1:9080 healthy"}},
+		{"of another name", false, "admin", mesh.Healthy, nil},
+	} {
+		s := &mesh.Service{
+			Namespace: "n", Host: "s.n.svc.cluster.local", Selector: mesh.Labels{"app": "s"}, NotReady: tt.notReady, Headless: true,
+			Ports: []mesh.Port{{Name: "http", Number: 80, TargetName: tt.target}},
+		}
+		// A container's port that has the name of the service's port is not what the service leads to.
+		w := &mesh.Workload{
+			Origin: mesh.Origin{Kind: mesh.OriginPod}, Namespace: "n", ID: "w", Labels: mesh.Labels{"app": "s"}, Health: tt.health,
+			Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Targets: map[string]uint16{"web": 9080, "http": 7},
+		}
+		snap, _ := mesh.NewBuilder().Apply([]mesh.Change{{Ref: s.Ref(), Object: s}, {Ref: w.Ref(), Object: w}})
+		who := &Asker{Namespace: "n"}
+		res, _ := Compile(mesh.NewView(snap), who, plan.KindEndpoints, "outbound|80||s.n.svc.cluster.local")
+		var got []string
+		for _, e := range res.(*plan.Endpoints).Endpoints {
+			got = append(got, e.Address.String()+" "+e.Health.String())
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+		res, _ = Compile(mesh.NewView(snap), who, plan.KindName, "s")
+		if named := len(res.(*plan.Name).Addresses) > 0; named != (tt.health == mesh.Healthy || tt.notReady) {
+			t.Errorf("%s: the name resolves: %t", tt.name, named)
+		}
+	}
+}

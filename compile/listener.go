@@ -250,8 +250,8 @@ func (a *asking) inboundPorts() []inboundPort {
 	}
 	for _, s := range a.ServicesOf(a.namespace, w.Labels) {
 		for _, p := range s.Ports {
-			port := targetPort(p, w)
-			if p.Protocol != mesh.UDP && !slices.ContainsFunc(out, func(x inboundPort) bool { return x.port == port }) {
+			port, ok := targetPort(p, w)
+			if ok && p.Protocol != mesh.UDP && !slices.ContainsFunc(out, func(x inboundPort) bool { return x.port == port }) {
 				out = append(out, inboundPort{port, s, p})
 			}
 		}

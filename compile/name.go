@@ -24,7 +24,7 @@ func (a *asking) name(asked string) *plan.Name {
 	}
 	if s.Headless {
 		for _, w := range a.Workloads(s) {
-			if w.Health == mesh.Healthy {
+			if w.Health == mesh.Healthy || s.NotReady {
 				n.Addresses = append(n.Addresses, w.Addresses...)
 			}
 		}

@@ -7,6 +7,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/source"
 	"github.com/lateen-mesh/lateen/source/dir"
+	"github.com/lateen-mesh/lateen/source/kube"
 	"github.com/lateen-mesh/lateen/xds/envoy"
 	"github.com/lateen-mesh/lateen/xds/native"
 	"github.com/lateen-mesh/lateen/xds/server"
@@ -39,8 +41,10 @@ const ServerName = "lateend"
 
 // Config is what a control plane needs.
 type Config struct {
-	// Dir is the folder of configuration.
+	// Dir is the folder of configuration. Either it or Kube must be given.
 	Dir string
+	// Kube is how the API server is reached of the cluster that holds the configuration, and whose pods are workloads.
+	Kube *kube.Cluster
 	// State is where the authority's key, allocated addresses and known workloads are kept; mode 0700.
 	State string
 	// Listen is the address for proxies: xDS and certificates over TLS.
@@ -60,7 +64,10 @@ type Control struct {
 	tokens    *ca.Tokens
 	cache     *compile.Cache
 	xds       *server.Server
-	store     *dir.Store
+	store     store
+	folder    *dir.Store    // the store if that is a folder, else nil
+	read      chan struct{} // closed when the first picture is complete
+	readOnce  sync.Once
 	registry  *registry
 	grants    *grants
 	source    *planSource
@@ -77,8 +84,11 @@ type Control struct {
 // New reads the configuration and prepares everything; nothing is served yet. The state folder and the socket are
 // locked from here until Run returns, or the process ends.
 func New(cfg Config) (*Control, error) {
-	if cfg.Dir == "" || cfg.State == "" || cfg.Listen == "" || cfg.API == "" {
-		return nil, errors.New("configure control plane: the folders of configuration and state, the address to listen on and the API socket must be named")
+	if cfg.State == "" || cfg.Listen == "" || cfg.API == "" {
+		return nil, errors.New("configure control plane: the folder of state, the address to listen on and the API socket must be named")
+	}
+	if (cfg.Dir == "") == (cfg.Kube == nil) {
+		return nil, errors.New("configure control plane: the configuration is in a folder (--dir) or in Kubernetes (--kube); name one of them")
 	}
 	if cfg.TrustDomain == "" {
 		cfg.TrustDomain = "cluster.local"
@@ -95,7 +105,7 @@ func New(cfg Config) (*Control, error) {
 	}
 	c := &Control{
 		cfg: cfg, log: cfg.Logger, locks: held, cache: compile.NewCache(), builder: mesh.NewBuilder(), started: time.Now(),
-		written: map[mesh.Ref]struct{}{}, registered: map[mesh.Ref]mesh.Object{},
+		written: map[mesh.Ref]struct{}{}, registered: map[mesh.Ref]mesh.Object{}, read: make(chan struct{}),
 	}
 	if err := c.open(); err != nil {
 		held.release()
@@ -120,7 +130,30 @@ func (c *Control) open() (err error) {
 	if c.registry, err = newRegistry(filepath.Join(c.cfg.State, "workloads.jsonl"), c.enrolled, c.isWritten, c.log); err != nil {
 		return err
 	}
-	c.store, err = dir.Open(dir.Config{
+	if err := c.openStore(); err != nil {
+		c.registry.close()
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	return nil
+}
+
+// store is where the configuration is: source/dir or source/kube.
+type store interface {
+	// Run follows what changes until ctx ends.
+	Run(ctx context.Context) error
+	// Status tells how the configuration stands.
+	Status() source.Status
+	// List returns the objects in force of a kind, namespace and name; empty is any.
+	List(kind, namespace, name string) []*api.Object
+}
+
+// openStore opens the folder, which is read at once, or the cluster, which is read when the store runs.
+func (c *Control) openStore() (err error) {
+	if c.cfg.Kube != nil {
+		c.store, err = kube.Open(kube.Config{Cluster: c.cfg.Kube, Logger: c.log, Apply: c.configured, Found: c.tell, Report: c.report})
+		return err
+	}
+	c.folder, err = dir.Open(dir.Config{
 		Dir: c.cfg.Dir, StateFile: filepath.Join(c.cfg.State, "config.json"), Logger: c.log, Admit: c.admit,
 		Apply: func(changes []mesh.Change, findings []source.Finding) {
 			c.tell(findings)
@@ -128,12 +161,11 @@ func (c *Control) open() (err error) {
 		},
 		Report: c.report,
 	})
-	if err != nil {
-		c.registry.close()
-		return fmt.Errorf("read the configuration: %w", err)
+	c.store = c.folder
+	if err == nil {
+		c.configured(nil) // the first push, also of an empty mesh
 	}
-	c.configured(nil) // the first push, also of an empty mesh
-	return nil
+	return err
 }
 
 // identify proves the caller of an xDS stream by its certificate.
@@ -213,6 +245,13 @@ func (c *Control) Run(ctx context.Context) error {
 	run("housekeeping", c.sweep)
 	run("API", c.serveAPI)
 	group.Go(func() {
+		select {
+		case <-c.read: // what proxies are told before that would take from them what they have
+		case <-live.Done():
+			_ = l.Close()
+			return
+		}
+		c.log.Info("control plane ready", "listen", c.addr, "api", c.cfg.API, "config", cmp.Or(c.cfg.Dir, "Kubernetes"))
 		if err := g.Serve(c.xds.Listener(l)); err != nil && live.Err() == nil {
 			errs <- fmt.Errorf("xDS: %w", err)
 		}
@@ -222,7 +261,6 @@ func (c *Control) Run(ctx context.Context) error {
 		c.xds.Drain()
 		g.Stop()
 	})
-	c.log.Info("control plane ready", "listen", c.addr, "api", c.cfg.API, "config", c.cfg.Dir)
 	select {
 	case <-ctx.Done():
 		return nil

@@ -67,7 +67,7 @@ func (b *bench) write(name, text string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.store.Reload()
+	b.folder.Reload()
 }
 
 func (b *bench) addressOf(ref mesh.Ref) string {

@@ -36,6 +36,7 @@ func (c *Control) configured(changes []mesh.Change) {
 		}
 	}
 	c.push(merged)
+	c.readOnce.Do(func() { close(c.read) })
 }
 
 // enrolled brings changes of the registry into the picture.

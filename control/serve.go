@@ -51,7 +51,7 @@ func (c *Control) serveAPI(ctx context.Context) error {
 
 func (c *Control) mux() *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ready\n") })
+	mux.HandleFunc("GET /ready", c.serveReady)
 	mux.HandleFunc("POST /apply", c.serveApply)
 	mux.HandleFunc("POST /delete", c.serveDelete)
 	mux.HandleFunc("GET /objects", c.serveObjects)
@@ -61,6 +61,18 @@ func (c *Control) mux() *http.ServeMux {
 	mux.HandleFunc("POST /workloads", c.serveWorkloads)
 	return mux
 }
+
+func (c *Control) serveReady(w http.ResponseWriter, _ *http.Request) {
+	select {
+	case <-c.read:
+		_, _ = io.WriteString(w, "ready\n")
+	default:
+		http.Error(w, "the configuration has not been read yet; the log says what is waited for", http.StatusServiceUnavailable)
+	}
+}
+
+// errReadOnly is the answer to who wants to change a configuration that is not ours to change.
+var errReadOnly = errors.New("the configuration of this mesh is in Kubernetes; change it there, with `kubectl apply` or `kubectl delete`")
 
 func reply(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
@@ -137,16 +149,24 @@ func body(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
 }
 
 func (c *Control) serveApply(w http.ResponseWriter, r *http.Request) {
+	if c.folder == nil {
+		refuse(w, http.StatusConflict, errReadOnly)
+		return
+	}
 	docs, ok := body(w, r)
 	if !ok {
 		return
 	}
 	q := r.URL.Query()
-	results, faults, findings := c.store.Apply(docs, q.Get("name"), q.Get("dryRun") == "true")
+	results, faults, findings := c.folder.Apply(docs, q.Get("name"), q.Get("dryRun") == "true")
 	outcome(w, results, faults, findings)
 }
 
 func (c *Control) serveDelete(w http.ResponseWriter, r *http.Request) {
+	if c.folder == nil {
+		refuse(w, http.StatusConflict, errReadOnly)
+		return
+	}
 	docs, ok := body(w, r)
 	if !ok {
 		return
@@ -162,11 +182,11 @@ func (c *Control) serveDelete(w http.ResponseWriter, r *http.Request) {
 		for _, x := range refs {
 			list = append(list, api.Ref{Kind: x.Kind, Namespace: x.Namespace, Name: x.Name})
 		}
-		results, faults, findings := c.store.Delete(list, dry)
+		results, faults, findings := c.folder.Delete(list, dry)
 		outcome(w, results, faults, findings)
 		return
 	}
-	results, faults, findings := c.store.DeleteDocs(docs, r.URL.Query().Get("name"), dry)
+	results, faults, findings := c.folder.DeleteDocs(docs, r.URL.Query().Get("name"), dry)
 	outcome(w, results, faults, findings)
 }
 

@@ -14,14 +14,17 @@ type Service struct {
 	// Allocated: the addresses were chosen by us, not by the user.
 	Allocated bool
 	Ports     []Port
-	// Selector picks workloads of Namespace; nil: only Endpoints. An empty non-nil selector picks nothing.
+	// Selector picks workloads of Namespace; nil: only Endpoints. An empty non-nil selector picks nothing. A Kubernetes
+	// Service without one has the label by which EndpointSlices name it.
 	Selector Labels
 	// Endpoints are workloads that the object lists itself (ServiceEntry endpoints).
 	Endpoints  []*Workload
 	Resolution Resolution
 	// External: MESH_EXTERNAL, outside of the mesh: no mTLS, other telemetry.
-	External        bool
-	Headless        bool
+	External bool
+	Headless bool
+	// NotReady: workloads that are not ready get traffic, too (publishNotReadyAddresses).
+	NotReady        bool
 	SubjectAltNames []string
 	Visibility      Visibility
 	Labels          Labels

@@ -2,6 +2,9 @@ package mesh
 
 import "net/netip"
 
+// OriginPod is the Kind of the Origin of a workload that is a Kubernetes pod.
+const OriginPod = "Pod"
+
 // Workload is one running instance: a WorkloadEntry, a pod, or an endpoint of a ServiceEntry.
 type Workload struct {
 	Origin
@@ -13,13 +16,16 @@ type Workload struct {
 	UnixPath       string // an endpoint on a Unix socket; only a proxy beside it can reach it
 	Labels         Labels
 	Ports          map[string]uint16 // by service port name
+	Targets        map[string]uint16 // by name of a container's port, which a service's targetPort may be; a pod's only
 	ServiceAccount string
 	Locality       string // region/zone/subzone
 	Network        string
 	Weight         uint32 // 0 is 1
 	// MTLS: a proxy of the mesh stands before it (label security.istio.io/tlsMode=istio).
-	MTLS   bool
-	Health Health
+	MTLS bool
+	// Ambient: a proxy of its node takes its mesh connections, in tunnels.
+	Ambient bool
+	Health  Health
 	// WorkloadName is the deployment it belongs to; CanonicalName and CanonicalRevision as Istio defines them.
 	WorkloadName, CanonicalName, CanonicalRevision string
 	// Proxy are the settings of its own proxy (annotation proxy.istio.io/config).
@@ -29,8 +35,9 @@ type Workload struct {
 // labelTunnel says what a workload's proxy takes tunnels by; the one value that Istio knows is "http".
 const labelTunnel = "networking.istio.io/tunnel"
 
-// HBONE reports whether its proxy wants mesh connections in tunnels (label networking.istio.io/tunnel=http).
-func (w *Workload) HBONE() bool { return w.MTLS && w.Labels[labelTunnel] == "http" }
+// HBONE reports whether its proxy wants mesh connections in tunnels: that of its node, or its own by the label
+// networking.istio.io/tunnel=http.
+func (w *Workload) HBONE() bool { return w.MTLS && (w.Ambient || w.Labels[labelTunnel] == "http") }
 
 // Ref names the workload.
 func (w *Workload) Ref() Ref { return Ref{KindWorkload, w.Namespace, w.ID} }

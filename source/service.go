@@ -10,6 +10,7 @@ import (
 
 	networking "istio.io/api/networking/v1alpha3"
 	core "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/lateen-mesh/lateen/api"
@@ -31,10 +32,10 @@ const (
 func (s *Set) service(o *api.Object, k *core.Service) *mesh.Service {
 	out := &mesh.Service{
 		Origin: origin(o), Host: s.fqdn(o.Namespace, o.Name), ShortName: o.Name, Namespace: o.Namespace, Labels: o.Labels,
-		Selector: k.Spec.Selector, Resolution: mesh.Static, Headless: k.Spec.ClusterIP == core.ClusterIPNone,
+		Selector: k.Spec.Selector, Resolution: mesh.Static, Headless: k.Spec.ClusterIP == core.ClusterIPNone, NotReady: k.Spec.PublishNotReadyAddresses,
 	}
 	if len(out.Selector) == 0 {
-		out.Selector = nil
+		out.Selector = mesh.Labels{discovery.LabelServiceName: o.Name} // what EndpointSlices list
 	}
 	for _, p := range k.Spec.Ports {
 		if p.Protocol == core.ProtocolSCTP {

@@ -67,6 +67,12 @@ func New(c Config) *Set {
 	return s
 }
 
+// Len is the number of current objects.
+func (s *Set) Len() int { return len(s.objects) }
+
+// Object returns what is in the picture under a name; nil if nothing is.
+func (s *Set) Object(ref mesh.Ref) mesh.Object { return s.winner(ref) }
+
 // Objects lists the current objects by kind, namespace and name.
 func (s *Set) Objects() []*api.Object {
 	out := make([]*api.Object, 0, len(s.objects))

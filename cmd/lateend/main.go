@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/lateen-mesh/lateen/control"
+	"github.com/lateen-mesh/lateen/source/kube"
 )
 
 func main() {
@@ -19,14 +20,26 @@ func main() {
 		os.Exit(kubeInject(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	var cfg control.Config
+	var cluster bool
+	var kubeconfig, kubecontext string
 	flag.StringVar(&cfg.Dir, "dir", "", "folder of configuration `YAML`")
+	flag.BoolVar(&cluster, "kube", kube.InCluster(), "read the configuration from Kubernetes; what a pod with a service account does unless --dir is given")
+	flag.StringVar(&kubeconfig, "kubeconfig", "", "`file` that says how to reach Kubernetes; implies --kube")
+	flag.StringVar(&kubecontext, "context", "", "`name` of the kubeconfig's context; implies --kube")
 	flag.StringVar(&cfg.State, "state", "", "`folder` for the authority's key and what must survive a restart")
 	flag.StringVar(&cfg.Listen, "listen", "127.0.0.1:15012", "`address` for proxies")
 	flag.StringVar(&cfg.API, "api", "", "Unix `socket` for the command line")
 	flag.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust `domain` of the mesh's identities")
 	flag.Parse()
 	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := run(cfg); err != nil {
+	var err error
+	if kubeconfig != "" || kubecontext != "" || cluster && cfg.Dir == "" {
+		cfg.Kube, err = kube.Reach(kubeconfig, kubecontext)
+	}
+	if err == nil {
+		err = run(cfg)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "Error:", err)
 		os.Exit(1)
 	}

@@ -52,26 +52,12 @@ type Config struct {
 	Admit func(*api.Object) error
 	// Logger is told what an operator should know; nil discards it.
 	Logger *slog.Logger
-	// Clock tells the time of Status.Since; nil is time.Now.
+	// Clock tells the time of source.Status.Since; nil is time.Now.
 	Clock func() time.Time
 	// Quiet is how long the folder must be still before it is read after a change; 0 is DefaultQuiet.
 	Quiet time.Duration
 	// Rescan is how often it is read without any notice of change; 0 is DefaultRescan.
 	Rescan time.Duration
-}
-
-// Status is how the folder stands.
-type Status struct {
-	// Faults are why the folder, as it is now, is refused; empty if it is in force.
-	Faults []api.Fault
-	// Findings are those of the set in force.
-	Findings []source.Finding
-	// Objects is the number of objects in force.
-	Objects int
-	// Since is when the set in force was read.
-	Since time.Time
-	// Restored tells that the set in force is the last good copy of an earlier run.
-	Restored bool
 }
 
 // Store is a folder of configuration.
@@ -86,7 +72,7 @@ type Store struct {
 	seen    identity         // of the folder as last read
 	folder  identity         // of the folder that the set in force, or the last good copy, was read from
 	inForce int              // the files of that
-	status  Status
+	status  source.Status
 	applied bool
 	saved   []byte // what StateFile holds
 }
@@ -139,8 +125,8 @@ func (s *Store) fallBack(old []saved) {
 	s.status.Faults, s.status.Restored = faults, true
 }
 
-// Status tells how the folder stands.
-func (s *Store) Status() Status {
+// Status tells how the folder stands: with faults, it is refused as it is now.
+func (s *Store) Status() source.Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := s.status

@@ -1,0 +1,174 @@
+package kube
+
+import (
+	"context"
+	"hash/maphash"
+	"maps"
+	"strings"
+	"unique"
+
+	core "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+
+	"github.com/lateen-mesh/lateen/api"
+	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/source"
+)
+
+// foreignSlices selects the EndpointSlices of Services whose endpoints are not what Kubernetes' own controller makes of
+// the pods that the Service selects. Those we make of the pods ourselves, by the same rules, as the pods have to be
+// watched anyway: an endpoint that changes is told one step earlier, and is held once.
+const foreignSlices = discovery.LabelServiceName + "," + discovery.LabelManagedBy + "!=endpointslice-controller.k8s.io"
+
+// coreFeeds watch Kubernetes' own kinds.
+func (s *Store) coreFeeds() []*feed {
+	c := s.api.core
+	pods := sharing{labels: map[uint64]mesh.Labels{}, seed: maphash.MakeSeed()}
+	return []*feed{
+		s.typed(c, "namespaces", "", metav1.ListOptions{}, &core.NamespaceList{}, namespaceOf, namespacesRead),
+		s.typed(c, "nodes", "", metav1.ListOptions{}, &core.NodeList{}, nodeOf, nodesRead),
+		s.typed(c, "services", "", metav1.ListOptions{}, &core.ServiceList{}, serviceObject, objectsRead(api.KindService)),
+		s.typed(c, "pods", "", metav1.ListOptions{}, &core.PodList{}, pods.pod, podsRead),
+		s.typed(s.api.discovery, "endpointslices", "", metav1.ListOptions{LabelSelector: foreignSlices}, &discovery.EndpointSliceList{}, sliceOf, slicesRead),
+		s.single(c, "configmaps", key{Namespace: api.RootNamespace, Name: api.ConfigName}, &core.ConfigMapList{}, meshConfig, objectsRead(api.KindConfigMap)),
+	}
+}
+
+// typed watches a resource that client-go knows the types of; with narrow as the selectors, in all namespaces if
+// namespace is empty.
+func (s *Store) typed(c rest.Interface, resource, namespace string, narrow metav1.ListOptions, list runtime.Object, convert func(runtime.Object) any,
+	apply func(*turn, map[key]any, bool),
+) *feed {
+	return &feed{
+		name: resource, convert: convert, apply: apply, notice: s.notice,
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.LabelSelector, o.FieldSelector = narrow.LabelSelector, narrow.FieldSelector
+			into := list.DeepCopyObject()
+			err := c.Get().Namespace(namespace).Resource(resource).VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Into(into)
+			return into, err
+		},
+		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector, o.FieldSelector, o.Watch = narrow.LabelSelector, narrow.FieldSelector, true
+			return c.Get().Namespace(namespace).Resource(resource).VersionedParams(&o, metav1.ParameterCodec).Watch(ctx)
+		},
+	}
+}
+
+// single watches one object.
+func (s *Store) single(c rest.Interface, resource string, k key, list runtime.Object, convert func(runtime.Object) any,
+	apply func(*turn, map[key]any, bool),
+) *feed {
+	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", k.Name).String()}
+	f := s.typed(c, resource, k.Namespace, only, list, convert, apply)
+	f.name = resource + " " + k.String()
+	return f
+}
+
+func namespaceOf(o runtime.Object) any { return source.Network(o.(*core.Namespace).Labels) }
+
+func nodeOf(o runtime.Object) any { return source.Locality(o.(*core.Node).Labels) }
+
+// serviceObject keeps of a Service what the mesh reads.
+func serviceObject(o runtime.Object) any {
+	k := o.(*core.Service)
+	in := &k.Spec
+	spec := core.ServiceSpec{
+		Type: in.Type, ClusterIP: in.ClusterIP, ClusterIPs: in.ClusterIPs, ExternalName: in.ExternalName, Selector: in.Selector,
+		PublishNotReadyAddresses: in.PublishNotReadyAddresses,
+	}
+	for _, p := range in.Ports {
+		spec.Ports = append(spec.Ports, core.ServicePort{Name: p.Name, Protocol: p.Protocol, AppProtocol: p.AppProtocol, Port: p.Port, TargetPort: p.TargetPort})
+	}
+	return &stored{object: &api.Object{
+		Ref: api.Ref{Kind: api.KindService, Namespace: k.Namespace, Name: k.Name}, APIVersion: "v1", Labels: k.Labels,
+		Annotations: annotations(k.Annotations), Created: created(k.CreationTimestamp), Spec: &core.Service{Spec: spec},
+	}}
+}
+
+// created is a time as api.Object has it.
+func created(t metav1.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// annotations keeps those that a mesh may read: Istio's and ours.
+func annotations(all map[string]string) map[string]string {
+	var out map[string]string
+	for k, v := range all {
+		if group, _, _ := strings.Cut(k, "/"); strings.HasSuffix(group, "istio.io") || strings.HasSuffix(group, "lateen.dev") {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// sliceOf keeps of an EndpointSlice what the mesh reads.
+func sliceOf(o runtime.Object) any {
+	s := o.(*discovery.EndpointSlice)
+	s.ObjectMeta = metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, Labels: s.Labels, CreationTimestamp: s.CreationTimestamp}
+	return s
+}
+
+// secretObject keeps of a Secret its key material.
+func secretObject(o runtime.Object) any {
+	k := o.(*core.Secret)
+	return &stored{object: &api.Object{
+		Ref: api.Ref{Kind: api.KindSecret, Namespace: k.Namespace, Name: k.Name}, APIVersion: "v1",
+		Created: created(k.CreationTimestamp), Spec: &core.Secret{Type: k.Type, Data: k.Data},
+	}}
+}
+
+// sharing makes workloads of pods. Those of one Deployment have the same labels and ports, which are held once.
+type sharing struct {
+	labels map[uint64]mesh.Labels // by hash; one that collides is not shared
+	seed   maphash.Seed
+}
+
+// sharedMax bounds the labels that are remembered; beyond it all are forgotten, and shared anew from then on.
+const sharedMax = 1 << 16
+
+func (x *sharing) pod(o runtime.Object) any {
+	k := o.(*core.Pod)
+	w := source.Pod(k)
+	if w == nil {
+		return nil
+	}
+	w.Labels = x.share(w.Labels)
+	for _, s := range []*string{&w.Namespace, &w.Origin.Namespace, &w.ServiceAccount, &w.WorkloadName, &w.CanonicalName, &w.CanonicalRevision} {
+		*s = unique.Make(*s).Value()
+	}
+	w.Origin.Name = w.ID
+	return &pod{workload: w, node: unique.Make(k.Spec.NodeName).Value(), ownLocality: w.Locality != "", ownNetwork: w.Network != ""}
+}
+
+func (x *sharing) share(l mesh.Labels) mesh.Labels {
+	var sum uint64
+	for k, v := range l {
+		sum += maphash.Comparable(x.seed, [2]string{k, v}) // the order of a map's pairs must not count
+	}
+	if old, ok := x.labels[sum]; ok {
+		if maps.Equal(old, l) {
+			return old
+		}
+		return l
+	}
+	if len(x.labels) >= sharedMax {
+		clear(x.labels)
+	}
+	own := make(mesh.Labels, len(l))
+	for k, v := range l {
+		own[unique.Make(k).Value()] = unique.Make(v).Value()
+	}
+	x.labels[sum] = own
+	return own
+}

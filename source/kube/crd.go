@@ -1,0 +1,161 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/lateen-mesh/lateen/api"
+)
+
+// custom is a kind of users' own that the mesh reads.
+type custom struct {
+	kind, group, resource string
+	versions              []string // by preference
+}
+
+// customs are the kinds that are watched where they are installed. Those that api does not read yet are watched too, so
+// that their status says so.
+var customs = []custom{
+	{api.KindVirtualService, "networking.istio.io", "virtualservices", networkVersions},
+	{api.KindDestinationRule, "networking.istio.io", "destinationrules", networkVersions},
+	{api.KindGateway, "networking.istio.io", "gateways", networkVersions},
+	{api.KindServiceEntry, "networking.istio.io", "serviceentries", networkVersions},
+	{api.KindWorkloadEntry, "networking.istio.io", "workloadentries", networkVersions},
+	{api.KindWorkloadGroup, "networking.istio.io", "workloadgroups", networkVersions},
+	{"Sidecar", "networking.istio.io", "sidecars", networkVersions},
+	{"EnvoyFilter", "networking.istio.io", "envoyfilters", []string{"v1alpha3"}},
+	{"ProxyConfig", "networking.istio.io", "proxyconfigs", []string{"v1beta1"}},
+	{api.KindPeerAuthentication, "security.istio.io", "peerauthentications", []string{"v1", "v1beta1"}},
+	{api.KindAuthorizationPolicy, "security.istio.io", "authorizationpolicies", []string{"v1", "v1beta1"}},
+	{"RequestAuthentication", "security.istio.io", "requestauthentications", []string{"v1", "v1beta1"}},
+	{api.KindTelemetry, "telemetry.istio.io", "telemetries", []string{"v1", "v1alpha1"}},
+	{"WasmPlugin", "extensions.istio.io", "wasmplugins", []string{"v1alpha1"}},
+}
+
+var networkVersions = []string{"v1", "v1beta1", "v1alpha3"}
+
+// definitions is the resource of CustomResourceDefinitions, of which only the names are read.
+var definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+
+// crdFeed tells which kinds are installed.
+func (s *Store) crdFeed() *feed {
+	r := s.api.metadata.Resource(definitions)
+	return &feed{
+		name: definitions.Resource, notice: s.notice,
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return r.List(ctx, o) },
+		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return r.Watch(ctx, o)
+		},
+		convert: func(o runtime.Object) any {
+			m := o.(*metav1.PartialObjectMetadata)
+			if slices.ContainsFunc(customs, func(c custom) bool { return c.definition() == m.Name }) {
+				return true
+			}
+			return nil
+		},
+		apply: func(*turn, map[key]any, bool) {}, // see follow
+	}
+}
+
+func (c custom) definition() string { return c.resource + "." + c.group }
+
+// follow begins to watch kinds that were installed, and ends it for those that were removed, with all their objects.
+// The caller holds mu.
+func (s *Store) follow(start func(*feed)) {
+	s.feeds = slices.DeleteFunc(s.feeds, func(f *feed) bool { return f.ended() })
+	items, whole := s.crds.take()
+	for _, c := range customs {
+		there, told := items[key{Name: c.definition()}]
+		if !told && !whole {
+			continue
+		}
+		at := slices.IndexFunc(s.feeds, func(f *feed) bool { return f.name == c.definition() && !f.closed() })
+		switch {
+		case there != nil && at < 0:
+			f := s.customFeed(c)
+			s.feeds = append(s.feeds, f)
+			start(f)
+		case there == nil && at >= 0:
+			s.feeds[at].end()
+		}
+	}
+}
+
+// customFeed watches the objects of a kind in the first of its versions that is served.
+func (s *Store) customFeed(c custom) *feed {
+	v := &version{custom: c, api: s.api}
+	return &feed{
+		name: c.definition(), convert: written, apply: objectsRead(c.kind), notice: s.notice,
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			r, err := v.served(ctx)
+			if err != nil {
+				return nil, err
+			}
+			list, err := s.api.dynamic.Resource(r).List(ctx, o)
+			return list, v.judge(err)
+		},
+		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			r, err := v.served(ctx)
+			if err != nil {
+				return nil, err
+			}
+			w, err := s.api.dynamic.Resource(r).Watch(ctx, o)
+			return w, v.judge(err)
+		},
+	}
+}
+
+// version finds out in which version a kind is served.
+type version struct {
+	custom
+	api *clients
+
+	mu    sync.Mutex
+	found schema.GroupVersionResource
+}
+
+// served returns the resource in its version. A kind whose definition is a moment old is not served yet.
+func (v *version) served(ctx context.Context) (schema.GroupVersionResource, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.found.Resource != "" {
+		return v.found, nil
+	}
+	for _, name := range v.versions {
+		raw, err := v.api.discovery.Get().AbsPath("/apis", v.group, name).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx).Raw()
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		var list metav1.APIResourceList
+		if err == nil {
+			err = json.Unmarshal(raw, &list)
+		}
+		if err != nil {
+			return v.found, err
+		}
+		if slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == v.resource }) {
+			v.found = schema.GroupVersionResource{Group: v.group, Version: name, Resource: v.resource}
+			return v.found, nil
+		}
+	}
+	return v.found, fmt.Errorf("%s is defined, but served in none of the versions %v", v.definition(), v.versions)
+}
+
+// judge notes that a version is not served any more.
+func (v *version) judge(err error) error {
+	if apierrors.IsNotFound(err) {
+		v.mu.Lock()
+		v.found = schema.GroupVersionResource{}
+		v.mu.Unlock()
+	}
+	return err
+}

@@ -1,0 +1,237 @@
+// Package kube keeps the mesh's configuration in Kubernetes: the API server is the store.
+//
+// In: Services, Pods, EndpointSlices, Nodes and Namespaces, Istio's kinds in
+// whatever version is served, and those Secrets that a Gateway or a TLS setting
+// names. Out: changes of the picture of the mesh and findings, the same as
+// source/dir makes of the same objects. Nothing is told before all of it has
+// been read once; from then on each object counts by itself: one with a fault
+// keeps its last good version in force, and an API server that is slow or away
+// leaves the last picture as it is. It must not know what a proxy is told, and
+// is the only home of client-go. Every method of Store may be called
+// concurrently.
+//
+// What is kept in memory is what becomes of an object, not the object: there is
+// no cache beside the picture.
+package kube
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lateen-mesh/lateen/api"
+	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/source"
+)
+
+// findingsQuiet is how long the configuration must be still before it is looked at as a whole: that costs the more the
+// larger the mesh is, and nothing waits for it.
+const findingsQuiet = time.Second
+
+// Config is what a Store needs. Cluster is required.
+type Config struct {
+	// Cluster is the one that holds the configuration: see Reach.
+	Cluster *Cluster
+	// ClusterDomain is the end of services' full names; empty is cluster.local.
+	ClusterDomain string
+	// Apply receives what changes in the picture: first everything at once, and then whatever differs, one call at a
+	// time. It must not call the Store.
+	Apply func(changes []mesh.Change)
+	// Found receives all findings whenever they differ, and Report all faults: why objects, or all of one kind, are not
+	// in force as they are written. One call at a time; they must not call the Store.
+	Found  func([]source.Finding)
+	Report func([]api.Fault)
+	// Logger is told what an operator should know; nil discards it.
+	Logger *slog.Logger
+}
+
+// Store is the configuration in a cluster.
+type Store struct {
+	config Config
+	log    *slog.Logger
+	api    *clients
+	wake   chan struct{}
+	status *statusWriter
+
+	mu      sync.Mutex
+	picture picture
+	feeds   []*feed // all that are watched
+	crds    *feed
+	inForce bool // the first picture was told
+	held    []mesh.Change
+	since   time.Time
+	told    []source.Finding
+	faults  []api.Fault
+	changed time.Time // when findings may have changed; zero: they have not
+}
+
+// Open prepares a Store; nothing is asked of the API server before Run.
+func Open(c Config) (*Store, error) {
+	s := &Store{config: c, log: c.Logger, wake: make(chan struct{}, 1)}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if s.api, err = newClients(c.Cluster); err != nil {
+		return nil, fmt.Errorf("reach the Kubernetes API: %w", err)
+	}
+	s.picture = newPicture(c.ClusterDomain)
+	s.status = newStatusWriter(s.api, s.log)
+	s.crds = s.crdFeed()
+	s.feeds = append(s.coreFeeds(), s.crds)
+	return s, nil
+}
+
+// Run watches until ctx ends, and returns nil then, when everything that it started has ended.
+func (s *Store) Run(ctx context.Context) error {
+	var group sync.WaitGroup
+	defer group.Wait()
+	start := func(f *feed) {
+		own, stop := context.WithCancel(ctx)
+		f.stop = stop
+		group.Go(func() { f.run(own) })
+	}
+	s.mu.Lock()
+	for _, f := range s.feeds {
+		start(f)
+	}
+	s.mu.Unlock()
+	quiet := time.NewTicker(findingsQuiet)
+	defer quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+			s.turn(start)
+		case now := <-quiet.C:
+			s.look(now)
+		}
+	}
+}
+
+// notice has Run look at what the feeds have.
+func (s *Store) notice() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// turn brings what the feeds have into the picture and tells what changes.
+func (s *Store) turn(start func(*feed)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.follow(start)
+	s.report()
+	if !s.inForce && !s.complete() {
+		return
+	}
+	t := turn{picture: &s.picture, status: s.status}
+	for _, f := range s.feeds {
+		if items, whole := f.take(); len(items) > 0 || whole {
+			f.apply(&t, items, whole)
+		}
+	}
+	changes := t.end()
+	if t.configured {
+		s.changed = time.Now()
+		s.report()
+	}
+	s.held = append(s.held, changes...)
+	s.refer(start)
+	if !s.inForce && !s.complete() {
+		return // the Secrets that were just found to be needed
+	}
+	if len(s.held) > 0 || !s.inForce {
+		if !s.inForce {
+			s.log.Info("the configuration in Kubernetes has been read", "objects", s.picture.set.Len(), "pods", len(s.picture.pods))
+		}
+		s.since, s.inForce = time.Now(), true
+		if s.config.Apply != nil {
+			s.config.Apply(s.held)
+		}
+		s.held = nil
+	}
+}
+
+// complete reports whether every feed has been read once.
+func (s *Store) complete() bool {
+	return !slices.ContainsFunc(s.feeds, func(f *feed) bool { return !f.settled() })
+}
+
+// look judges the configuration as a whole, once it is still.
+func (s *Store) look(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.report()
+	if !s.inForce || s.changed.IsZero() || now.Sub(s.changed) < findingsQuiet {
+		return
+	}
+	s.changed = time.Time{}
+	findings := append(source.Warnings(s.picture.warnings()), s.picture.set.Findings()...)
+	s.status.found(findings)
+	if slices.Equal(findings, s.told) {
+		return
+	}
+	s.told = findings
+	if s.config.Found != nil {
+		s.config.Found(slices.Clone(findings))
+	}
+}
+
+// report tells the faults if they differ. The caller holds mu.
+func (s *Store) report() {
+	var faults []api.Fault
+	for _, f := range s.feeds {
+		if err := f.trouble(); err != nil {
+			faults = append(faults, api.Fault{Object: f.name, Message: err.Error()})
+		}
+	}
+	faults = append(faults, s.picture.faults()...)
+	if slices.Equal(faults, s.faults) {
+		return
+	}
+	s.faults = faults
+	if s.config.Report != nil {
+		s.config.Report(slices.Clone(faults))
+	}
+}
+
+// Status tells how the configuration stands.
+func (s *Store) Status() source.Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return source.Status{
+		Faults: slices.Clone(s.faults), Findings: slices.Clone(s.told), Objects: s.picture.set.Len(), Since: s.since,
+	}
+}
+
+// List returns the objects in force of a kind, namespace and name; empty is any.
+func (s *Store) List(kind, namespace, name string) []*api.Object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fits := func(want, is string) bool { return want == "" || strings.EqualFold(want, is) }
+	return slices.DeleteFunc(s.picture.set.Objects(), func(o *api.Object) bool {
+		return !fits(kind, o.Kind) || !fits(namespace, o.Namespace) || !fits(name, o.Name)
+	})
+}
+
+// Workload returns the pod of that name; nil if it is not known.
+func (s *Store) Workload(namespace, name string) *mesh.Workload {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.picture.pods[mesh.Ref{Kind: mesh.KindWorkload, Namespace: namespace, Name: name}]; p != nil {
+		return p.workload
+	}
+	return nil
+}
+
+func compareFaults(a, b api.Fault) int {
+	return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Path, b.Path), strings.Compare(a.Message, b.Message))
+}

@@ -1,0 +1,256 @@
+package kube
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/flowcontrol"
+
+	"github.com/lateen-mesh/lateen/api"
+	"github.com/lateen-mesh/lateen/source"
+)
+
+// The condition that tells what became of an object, in the words of the Gateway API.
+const (
+	conditionAccepted = "Accepted"
+	reasonAccepted    = "Accepted"
+	reasonInvalid     = "Invalid"
+)
+
+// Bounds of what is written.
+const (
+	// statusPerSecond and statusBurst ration the writing of status.
+	statusPerSecond = 20
+	statusBurst     = 50
+	// statusRetry is how long a status waits that could not be written.
+	statusRetry = 5 * time.Second
+	// messagesMax is how many faults and findings the status of an object tells.
+	messagesMax = 10
+	// messageBytes is more than a message of ours has; Kubernetes allows a condition's 32 KiB.
+	messageBytes = 8 << 10
+)
+
+// standing is what an object's status says, as it was last read.
+type standing struct {
+	resource   schema.GroupVersionResource
+	generation int64
+	version    string // of the object, so that nothing newer is overwritten
+	observed   int64
+	conditions []any // of whomever
+	messages   []any
+}
+
+// plurals are the resources' names by kind.
+func plural(kind string) string {
+	for _, c := range customs {
+		if c.kind == kind {
+			return c.resource
+		}
+	}
+	return ""
+}
+
+func standingOf(u *unstructured.Unstructured) *standing {
+	gvk := u.GroupVersionKind()
+	s := &standing{
+		resource:   schema.GroupVersionResource{Group: gvk.Group, Version: gvk.Version, Resource: plural(gvk.Kind)},
+		generation: u.GetGeneration(), version: u.GetResourceVersion(),
+	}
+	s.observed, _, _ = unstructured.NestedInt64(u.Object, "status", "observedGeneration") // a text is none of ours
+	s.conditions, _, _ = unstructured.NestedSlice(u.Object, "status", "conditions")
+	s.messages, _, _ = unstructured.NestedSlice(u.Object, "status", "validationMessages")
+	return s
+}
+
+// statusWriter writes what became of objects into their status (Istio's IstioStatus): the condition Accepted, and what
+// the analysis found. It writes only what differs from what is there, and only while this server leads.
+type statusWriter struct {
+	api    *clients
+	log    *slog.Logger
+	ration flowcontrol.RateLimiter
+	wake   chan struct{}
+
+	mu       sync.Mutex
+	objects  map[api.Ref]*account
+	findings map[string][]source.Finding // by object
+	dirty    map[api.Ref]struct{}
+}
+
+// account is an object's status as it is and what it should say.
+type account struct {
+	*standing
+	faults []api.Fault
+}
+
+func newStatusWriter(c *clients, log *slog.Logger) *statusWriter {
+	return &statusWriter{
+		api: c, log: log, ration: flowcontrol.NewTokenBucketRateLimiter(statusPerSecond, statusBurst), wake: make(chan struct{}, 1),
+		objects: map[api.Ref]*account{}, findings: map[string][]source.Finding{}, dirty: map[api.Ref]struct{}{},
+	}
+}
+
+// read takes over an object, with the faults for which it is refused.
+func (w *statusWriter) read(ref api.Ref, s *standing, faults []api.Fault) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.objects[ref] = &account{s, faults}
+	w.judge(ref)
+}
+
+func (w *statusWriter) forget(ref api.Ref) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.objects, ref)
+	delete(w.dirty, ref)
+}
+
+// found takes over all findings.
+func (w *statusWriter) found(list []source.Finding) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.findings = map[string][]source.Finding{}
+	for _, f := range list {
+		w.findings[f.Object] = append(w.findings[f.Object], f)
+	}
+	for ref := range w.objects {
+		w.judge(ref)
+	}
+}
+
+// judge notes whether a status must be written. The caller holds mu.
+func (w *statusWriter) judge(ref api.Ref) {
+	if w.patch(ref) == nil {
+		delete(w.dirty, ref)
+		return
+	}
+	w.dirty[ref] = struct{}{}
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// patch is the status that an object should have, as a merge patch; nil if it has it. The caller holds mu.
+func (w *statusWriter) patch(ref api.Ref) map[string]any {
+	a := w.objects[ref]
+	messages := w.messages(ref)
+	accepted, reason, message := "True", reasonAccepted, told(w.findings[ref.String()])
+	if len(a.faults) > 0 {
+		accepted, reason, message = "False", reasonInvalid, told(a.faults)
+	}
+	own := map[string]any{
+		"type": conditionAccepted, "status": accepted, "reason": reason, "message": message, "observedGeneration": a.generation,
+	}
+	var rest []any
+	since := time.Now().UTC().Format(time.RFC3339)
+	same := false
+	for _, c := range a.conditions {
+		m, _ := c.(map[string]any)
+		if m["type"] != conditionAccepted {
+			rest = append(rest, c)
+			continue
+		}
+		if m["status"] == accepted {
+			since = cmp.Or(value(m["lastTransitionTime"]), since)
+		}
+		same = m["status"] == accepted && m["reason"] == reason && value(m["message"]) == message && m["observedGeneration"] == a.generation
+	}
+	if same && a.observed == a.generation && (len(messages)+len(a.messages) == 0 || reflect.DeepEqual(messages, a.messages)) {
+		return nil
+	}
+	own["lastTransitionTime"] = since
+	return map[string]any{
+		"metadata": map[string]any{"resourceVersion": a.version},
+		"status":   map[string]any{"observedGeneration": a.generation, "conditions": append(rest, own), "validationMessages": messages},
+	}
+}
+
+func value(v any) string { s, _ := v.(string); return s }
+
+// told writes faults or findings one a line; they stand at their object, which they need not name.
+func told[T interface{ Told() string }](list []T) string {
+	var lines []string
+	for _, f := range list[:min(len(list), messagesMax)] {
+		lines = append(lines, f.Told())
+	}
+	text := strings.Join(lines, "\n")
+	return strings.ToValidUTF8(text[:min(len(text), messageBytes)], "")
+}
+
+// messages are an object's findings in the form of Istio's analysis, which has no room for their text.
+func (w *statusWriter) messages(ref api.Ref) []any {
+	var out []any
+	for _, f := range w.findings[ref.String()] {
+		if len(out) == messagesMax {
+			break
+		}
+		out = append(out, map[string]any{"level": strings.ToUpper(string(f.Level)), "type": map[string]any{"code": f.Code, "name": f.Code}})
+	}
+	return out
+}
+
+// run writes until ctx ends, which it does when this server leads no more.
+func (w *statusWriter) run(ctx context.Context) {
+	retry := time.NewTicker(statusRetry)
+	defer retry.Stop()
+	for {
+		for _, ref := range w.waiting() {
+			if err := w.ration.Wait(ctx); err != nil {
+				return
+			}
+			w.write(ctx, ref)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-retry.C:
+		}
+	}
+}
+
+func (w *statusWriter) waiting() []api.Ref {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []api.Ref
+	for ref := range w.dirty {
+		out = append(out, ref)
+	}
+	return out
+}
+
+// write writes one status. One that somebody else has changed meanwhile is left until its change was read.
+func (w *statusWriter) write(ctx context.Context, ref api.Ref) {
+	w.mu.Lock()
+	if _, dirty := w.dirty[ref]; !dirty {
+		w.mu.Unlock()
+		return
+	}
+	resource, patch := w.objects[ref].resource, w.patch(ref)
+	w.mu.Unlock()
+	raw, err := json.Marshal(patch)
+	if err == nil {
+		_, err = w.api.dynamic.Resource(resource).Namespace(ref.Namespace).Patch(ctx, ref.Name, types.MergePatchType, raw, metav1.PatchOptions{FieldManager: userAgent}, "status")
+	}
+	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		w.mu.Lock()
+		delete(w.dirty, ref) // what we have written comes back to us, and is judged again
+		w.mu.Unlock()
+		return
+	}
+	if ctx.Err() == nil {
+		w.log.Warn("a status cannot be written; trying again", "object", ref.String(), "cause", fmt.Sprint(err))
+	}
+}
