@@ -1,4 +1,4 @@
-# make build | demo | test | quick | lint | fuzz | bench | soak | profile | fix; `make test` is everything, on a fresh machine.
+# make build | demo | test | quick | lint | fuzz | bench | soak | profile | fix | cluster | cluster-down; `make test` is everything, on a fresh machine.
 SHELL := /bin/bash -o pipefail
 BIN   := lateen lateend lateen-proxy
 TOOL   = go tool -modfile=tools/go.mod
@@ -6,9 +6,14 @@ FUZZTIME ?= 3000x
 ENVOY  = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lateen/envoy-1.40.0/envoy/_bin/envoy
 SCENARIO ?= h1
 OUT      ?= bin/profile
+HUB      ?= lateen.test
+KUBE     := 1.36.3
+KUBEFLAGS = -s -w -X k8s.io/component-base/version.gitVersion=v$(KUBE) -X k8s.io/component-base/version.gitMajor=1 \
+  -X k8s.io/component-base/version.gitMinor=36
 SOAK     ?= 20m
 
-.PHONY: build demo test quick lint fuzz bench microbench soak profile fix setup clean
+.PHONY: build demo test quick lint fuzz bench microbench soak profile fix setup clean \
+  cluster cluster-down images setup-cluster test-cluster
 
 build: $(BIN:%=bin/%) bin/bookinfo
 bin/bookinfo: FORCE
@@ -41,6 +46,30 @@ bench: ## our proxy beside Envoy, HAProxy and nginx
 	@tools/setup-bench
 	@mkdir -p bin
 	go run ./test/bench -markdown bin/bench.md -plot bin/bench.svg -json bin/bench.json && cat bin/bench.md
+
+# One module, one set of flags: what Kubernetes is made of is compiled once, in some ten minutes, and then cached.
+bin/cluster: FORCE
+	@mkdir -p bin/kube && cd test/cluster && CGO_ENABLED=0 go build -trimpath -ldflags "$(KUBEFLAGS)" -o ../../bin/kube/ ./...
+	@ln -sf kube/cluster bin/cluster && ln -sf kube/kubeall bin/kubectl
+
+cluster: setup-cluster bin/cluster ## a real Kubernetes on this machine, with images of this checkout
+	@bin/cluster up
+	@$(MAKE) --no-print-directory images && bin/cluster load bin/images/*.tar
+
+cluster-down:
+	@bin/cluster down
+
+images: bin/cluster ## archives of container images, in bin/images; HUB=... names them
+	@mkdir -p bin/static && CGO_ENABLED=0 go build -trimpath -ldflags=-s -o bin/static/ ./cmd/... ./examples/bookinfo
+	@for program in bin/static/*; do name=$${program##*/}; \
+	  bin/cluster image -o bin/images/$$name.tar -t $(HUB)/$$name:dev $$program || exit 1; done
+
+setup-cluster:
+	@tools/setup-cluster
+
+test-cluster: setup-cluster bin/cluster ## that cluster's own linters and tests
+	cd test/cluster && CGO_ENABLED=0 GOFLAGS="$$(go env GOFLAGS) -trimpath" $(subst =tools,=../../tools,$(TOOL)) golangci-lint run ./...
+	cd test/cluster && CGO_ENABLED=0 go test -trimpath -timeout 15m -v ./...
 
 soak: ## mixed traffic while the mesh changes, every byte checked: make soak [SOAK=20m]
 	go test ./test/soak -v -count 1 -timeout 12h -soak $(SOAK)
