@@ -28,30 +28,39 @@ type machine struct {
 	commit   string
 }
 
-// findTools finds the programs that are measured, and builds our own.
-func findTools(ctx context.Context, cfg config, dir string) (t tools, err error) {
+// findTools finds the programs that are measured, and builds our own. Peers that are not here leave the list, and missing
+// says why.
+func findTools(ctx context.Context, cfg *config, dir string) (t tools, missing []string, err error) {
 	if t.self, err = os.Executable(); err != nil {
-		return t, fmt.Errorf("find this program's own file: %w", err)
+		return t, nil, fmt.Errorf("find this program's own file: %w", err)
 	}
 	t.lateen = filepath.Join(dir, "lateen-proxy")
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", t.lateen, "github.com/lateen-mesh/lateen/cmd/lateen-proxy")
 	if out, err := build.CombinedOutput(); err != nil {
-		return t, fmt.Errorf("build lateen-proxy: %w: %s", err, out)
+		return t, nil, fmt.Errorf("build lateen-proxy: %w: %s", err, out)
 	}
-	if slices.Contains(cfg.peers, peerEnvoy) {
-		if t.envoy, err = world.EnvoyBinary(); err != nil {
-			return t, err
+	t.paths = map[string]string{}
+	cfg.peers = slices.DeleteFunc(cfg.peers, func(name string) bool {
+		path, err := find(name, cfg.other)
+		if err != nil {
+			missing = append(missing, fmt.Sprintf("%s is left out: tools/setup-bench installs it: %v", name, err))
+			return true
 		}
+		t.paths[name] = path
+		return false
+	})
+	return t, missing, nil
+}
+
+// find looks for a peer's program.
+func find(name, other string) (string, error) {
+	switch name {
+	case peerEnvoy:
+		return world.EnvoyBinary()
+	case peerOther:
+		return exec.LookPath(other)
 	}
-	for _, name := range []string{peerHAProxy, peerNginx} {
-		if !slices.Contains(cfg.peers, name) {
-			continue
-		}
-		if _, err := exec.LookPath(name); err != nil {
-			return t, fmt.Errorf("no %s here: tools/setup-bench installs it, or leave it out of -peers: %w", name, err)
-		}
-	}
-	return t, nil
+	return exec.LookPath(name)
 }
 
 var number = regexp.MustCompile(`\d+\.\d+[.\d]*`)
@@ -75,11 +84,15 @@ func describe(ctx context.Context, cfg config, t tools) (machine, error) {
 	}
 	m.Kernel = unix.ByteSliceToString(u.Release[:])
 	for _, p := range cfg.peers {
-		path, flag := p, "-v"
-		if p == peerEnvoy {
-			path, flag = t.envoy, "--version"
+		flag := "-v"
+		switch p {
+		case peerEnvoy:
+			flag = "--version"
+		case peerOther:
+			m.Versions[p] = t.paths[p]
+			continue
 		}
-		out, err := exec.CommandContext(ctx, path, flag).CombinedOutput()
+		out, err := exec.CommandContext(ctx, t.paths[p], flag).CombinedOutput()
 		if err != nil {
 			return m, fmt.Errorf("ask %s for its version: %w", p, err)
 		}

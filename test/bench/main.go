@@ -40,6 +40,7 @@ type config struct {
 	markdown  string // path; empty: standard output
 	plot      string // path; empty: none
 	profile   string // folder: profile our proxy instead of comparing; empty: compare
+	other     string // path of another build of our proxy, which is a peer; empty: none
 	// cpus are the one for load and the one for the proxy under test.
 	cpus [2]int
 	log  io.Writer
@@ -89,6 +90,7 @@ func parse(args []string) (config, error) {
 	f.StringVar(&cfg.markdown, "markdown", "", "`file` for the table; empty: standard output")
 	f.StringVar(&cfg.plot, "plot", "", "`file` for the plot, an SVG")
 	f.StringVar(&cfg.profile, "profile", "", "`folder` for profiles of our proxy in the first scenario, instead of a comparison")
+	f.StringVar(&cfg.other, "other", "", "`path` of another build of lateen-proxy, or of a script that runs one, to stand beside ours as a peer")
 	f.StringVar(&cpus, "cpus", "", "`pair` of CPUs, for load and for the proxy under test; empty: the first two")
 	if err := f.Parse(args); err != nil {
 		return cfg, err
@@ -103,6 +105,9 @@ func parse(args []string) (config, error) {
 		if !slices.Contains([]string{peerEnvoy, peerHAProxy, peerNginx}, p) {
 			return cfg, fmt.Errorf("peer %q is not known", p)
 		}
+	}
+	if cfg.other != "" {
+		cfg.peers = append(cfg.peers, peerOther)
 	}
 	if cfg.rounds < 1 || cfg.window <= 0 {
 		return cfg, errors.New("at least one round, of more than no time")

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -48,8 +49,9 @@ func inside(ctx context.Context, cfg config) error {
 	if err := netns.Loopback(); err != nil {
 		return fmt.Errorf("bring the loopback interface up: %w", err)
 	}
-	// Each connection of a load has a port of its own; those of a minute ago are still reserved.
-	_ = os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("24000 65000"), 0) // elsewhere the default has to do
+	if err := widen(); err != nil {
+		return err
+	}
 	prefer()
 	dir, err := os.MkdirTemp("", "lb")
 	if err != nil {
@@ -59,9 +61,12 @@ func inside(ctx context.Context, cfg config) error {
 	if cfg.profile != "" {
 		cfg.peers = nil
 	}
-	t, err := findTools(ctx, cfg, dir)
+	t, missing, err := findTools(ctx, &cfg, dir)
 	if err != nil {
 		return err
+	}
+	for _, note := range missing {
+		_, _ = fmt.Fprintln(cfg.log, "failed:", note)
 	}
 	if cfg.profile != "" {
 		return profile(ctx, cfg, t)
@@ -74,11 +79,15 @@ func inside(ctx context.Context, cfg config) error {
 	for _, sc := range cfg.chosen() {
 		list, err := compare(ctx, cfg, t, &sc)
 		results = append(results, list...)
-		if err != nil {
-			return fmt.Errorf("scenario %s: %w", sc.name, err)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil { // the other scenarios have their worth
+			missing = append(missing, sc.name+": "+err.Error())
+			_, _ = fmt.Fprintln(cfg.log, "failed:", missing[len(missing)-1])
 		}
 	}
-	return report(cfg, m, results)
+	return report(cfg, m, results, missing)
 }
 
 // prefer puts this session before others, where that is allowed: where the scheduler groups processes by session, the
@@ -193,11 +202,11 @@ func (s *stage) run(ctx context.Context, sc *scenario, rounds int) ([]*result, e
 	return out, nil
 }
 
-// slowest is how many operations the slowest peer does in a second without a rate.
+// slowest is how many operations the slowest peer does in a second without a rate; where loops are compared, how many one does.
 func (s *stage) slowest(ctx context.Context, v *variant) (float64, error) {
 	least := math.Inf(1)
 	for _, p := range s.peers {
-		if p.name == direct {
+		if p.name == direct || s.unpinned && p.name != peerOneLoop {
 			continue
 		}
 		job := v.job
@@ -207,6 +216,9 @@ func (s *stage) slowest(ctx context.Context, v *variant) (float64, error) {
 			return 0, err
 		}
 		least = min(least, float64(got.Operations)/got.Elapsed.Seconds())
+	}
+	if math.IsInf(least, 1) {
+		return 0, errors.New("nobody is there by whom to set the rate")
 	}
 	return least, nil
 }
@@ -255,7 +267,7 @@ func (s *stage) measure(ctx context.Context, p *peer, service int, job load.Job)
 	if err != nil {
 		return sample{}, err
 	}
-	cmd := pinned(s.cfg.cpus[0], s.tools.self, partLoad)
+	cmd := pinned(s.near, s.tools.self, partLoad)
 	var out, said bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(text), &out, &said
 	err = p.place.Do(cmd.Start)

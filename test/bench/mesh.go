@@ -152,10 +152,9 @@ func (s *stage) sidecar(ctx context.Context, p *peer, at *world.Place, name stri
 		labels = map[string]string{}
 	}
 	labels["app"] = name
-	run, err := s.world.Start(ctx, world.Workload{
-		Kind: world.Kind(p.name), Role: proxy.RoleSidecar, Name: name, Namespace: namespace, Labels: labels,
-		Addresses: []netip.Addr{address}, Ports: ports, Place: at,
-	})
+	w := s.workload(p)
+	w.Role, w.Name, w.Labels, w.Addresses, w.Ports, w.Place = proxy.RoleSidecar, name, labels, []netip.Addr{address}, ports, at
+	run, err := s.world.Start(ctx, w)
 	if err != nil {
 		return err
 	}

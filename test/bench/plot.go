@@ -43,7 +43,7 @@ func (t *table) plot(peers []string) string {
 	type load struct{ scenario, variant string }
 	var loads []load
 	for _, r := range t.Rows {
-		if l := (load{r.Scenario, r.Variant}); !slices.Contains(loads, l) {
+		if l := (load{r.Scenario, r.Variant}); slices.Contains(peers, r.Peer) && !slices.Contains(loads, l) {
 			loads = append(loads, l)
 		}
 	}

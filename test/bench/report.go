@@ -60,14 +60,14 @@ type table struct {
 }
 
 // report writes what came of it all.
-func report(cfg config, m machine, results []*result) error {
+func report(cfg config, m machine, results []*result, missing []string) error {
 	t := table{
 		Machine: m, Commit: m.commit, Date: time.Now().UTC().Truncate(time.Second), Rounds: cfg.rounds, Seconds: cfg.window.Seconds(),
-		Rows: []row{}, Failed: []string{},
+		Rows: []row{}, Failed: append([]string{}, missing...),
 	}
 	for _, r := range results {
 		t.Failed = append(t.Failed, r.failed...)
-		for _, p := range cfg.peers {
+		for _, p := range slices.Concat(cfg.peers, special) {
 			t.Rows = append(t.Rows, r.rows(p)...)
 		}
 	}
@@ -199,6 +199,7 @@ func (t *table) markdown(peers []string, results []*result) string {
 		"much the peer's is.", peers, results, metricP99)
 	t.part(&b, "What is no load, and how many times as much the peer needs.", peers, results, "")
 	t.part(&b, "Memory right after (PSS), and how many times as much the peer has.", peers, results, metricPSS)
+	t.beside(&b, results)
 	if len(t.Failed) > 0 {
 		b.WriteString("\nFailed measurements:\n\n")
 		for _, f := range t.Failed {
@@ -248,12 +249,45 @@ func (t *table) part(b *strings.Builder, title string, peers []string, results [
 		}
 		b.WriteString(head)
 		head = ""
-		variant := r.variant
-		if r.rate > 0 && !strings.Contains(variant, "/s") {
-			variant += " = " + strconv.FormatFloat(r.rate, 'f', 0, 64) + "/s"
-		}
-		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", r.scenario, variant, mine, strings.Join(cells, " | "), strings.Join(busy, ", "))
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", r.scenario, r.load(), mine, strings.Join(cells, " | "), strings.Join(busy, ", "))
 	}
+}
+
+// special are the peers that stand in one scenario only: they have no column but a table of their own.
+var special = []string{peerOneLoop, peerNginxDefault, peerEnvoyUsed}
+
+// beside writes the table of the special peers; nothing if none was measured.
+func (t *table) beside(b *strings.Builder, results []*result) {
+	head := "\nOf particular interest: our proxy with two event loops beside the same with one, nginx with the buffers that it has unless " +
+		"told otherwise, and Envoy with a Sidecar resource that names the services which are used.\n\n" +
+		"| scenario | load | beside | what | Lateen | theirs | × |\n| --- | --- | --- | --- | ---: | ---: | ---: |\n"
+	for _, r := range results {
+		for _, p := range special {
+			for _, m := range []string{metricCPU, metricP50, metricP99, metricP999, metricPSS} {
+				x := t.find(r.scenario, r.variant, p, m)
+				if x == nil || p != peerOneLoop && m != metricCPU && m != metricPSS {
+					continue
+				}
+				b.WriteString(head)
+				head = ""
+				fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s | **%.2f** ± %.0f %% |\n", r.scenario, r.load(), p, metricNames[m], show(m, x.Ours),
+					show(m, x.Theirs), x.Ratio, 100*x.Spread)
+			}
+		}
+	}
+}
+
+// metricNames are what people call the metrics of the table of special peers.
+var metricNames = map[string]string{
+	metricCPU: "CPU per operation", metricP50: "p50", metricP99: "p99", metricP999: "p99.9", metricPSS: "PSS right after",
+}
+
+// load names a variant, with its rate where that was found by measuring.
+func (r *result) load() string {
+	if r.rate > 0 && !strings.Contains(r.variant, "/s") {
+		return r.variant + " = " + strconv.FormatFloat(r.rate, 'f', 0, 64) + "/s"
+	}
+	return r.variant
 }
 
 func percent(share float64) string {

@@ -150,7 +150,7 @@ func TestTemplates(t *testing.T) {
 			names = []string{"sidecars.yaml", "pair-nginx.conf", "pair-haproxy.cfg"}
 		}
 		for _, name := range names {
-			text, err := fill(name, s.data(s.routes, map[string]any{"Peers": []meshPeer{{ours, virtualAddress(0)}}, "Others": []int{1}, "Client": true}))
+			text, err := fill(name, s.data(s.routes, map[string]any{"Peers": []meshPeer{{ours, virtualAddress(0)}}, "Others": []int{1}, "Client": true, "Tuned": true}))
 			if err != nil || strings.Contains(text, "no value") {
 				t.Errorf("%s of %s: %v\n%s", name, sc.name, err, text)
 			}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lateen-mesh/lateen/test/bench/load"
+	"github.com/lateen-mesh/lateen/test/world"
 )
 
 // scenario is one way in which the proxies are used. The first variant is the usual one, which is profiled.
@@ -29,14 +30,19 @@ const (
 	timed                          // the first answer of each proxy is waited for
 	obedient                       // only those that obey our control plane can be compared
 	tunnels                        // the services' workloads want HBONE, which Envoy and the others have no part in
+	unpinned                       // load, services and proxies share all CPUs, and ours with two event loops stands beside ours with one
+	untuned                        // nginx with its own buffers stands beside the one with ours
+	sidecars                       // Envoy that is told of the used services only stands beside the one that is told of all
 )
 
-// peers are those of a list that can be compared in the scenario.
+// peers are those of a list that can be compared in the scenario, and those that are of interest there only.
 func (sc *scenario) peers(list []string) []string {
-	return slices.DeleteFunc(slices.Clone(list), func(p string) bool {
+	out := slices.DeleteFunc(slices.Clone(list), func(p string) bool {
 		switch {
 		case p == peerEnvoy && sc.position&tunnels != 0:
 			return true // it would go on as in l4-mtls
+		case sc.position&unpinned != 0:
+			return p != peerOther
 		case obeys(p):
 			return false
 		case sc.position&(obedient|atServer|atClient) != 0:
@@ -44,10 +50,30 @@ func (sc *scenario) peers(list []string) []string {
 		}
 		return sc.position&atBoth != 0 && sc.services[0].downstream != "TCP"
 	})
+	switch {
+	case sc.position&unpinned != 0:
+		out = append(out, peerOneLoop)
+	case sc.position&untuned != 0 && slices.Contains(list, peerNginx):
+		out = append(out, peerNginxDefault)
+	case sc.position&sidecars != 0 && slices.Contains(list, peerEnvoy):
+		out = append(out, peerEnvoyUsed)
+	}
+	return out
+}
+
+// kind is whose data plane a peer is that obeys our control plane; empty for the others.
+func kind(peer string) world.Kind {
+	switch peer {
+	case ours, peerOther, peerOneLoop:
+		return world.Lateen
+	case peerEnvoy, peerEnvoyUsed:
+		return world.Envoy
+	}
+	return ""
 }
 
 // obeys reports whether a peer obeys our control plane.
-func obeys(peer string) bool { return peer == ours || peer == peerEnvoy }
+func obeys(peer string) bool { return kind(peer) != "" }
 
 // service is what stands behind the proxies, and how they are told to speak: protocols as Istio names them.
 type service struct {
@@ -132,9 +158,15 @@ func scenarios() []scenario {
 	list := []scenario{
 		{"h1", "HTTP/1.1 keep-alive, 1 KiB answers", http1Service(page), h1, atGateway},
 		{
+			"h1-loops", "HTTP/1.1 keep-alive, ours with two event loops beside ours with one, on the same CPUs as load and service",
+			http1Service(page),
+			[]variant{{name: "60%", job: http1Load(64, page), share: 0.6}, {name: "64", job: http1Load(64, page)}},
+			atGateway | unpinned,
+		},
+		{
 			"h1-64k", "HTTP/1.1 keep-alive, 64 KiB answers", http1Service(64 * kib),
 			[]variant{{name: "64", job: http1Load(64, 64*kib)}},
-			atGateway,
+			atGateway | untuned,
 		},
 		{
 			"h1-close", "HTTP/1.1, a client connection for each request", http1Service(page),
@@ -191,7 +223,7 @@ func lifeScenarios() []scenario {
 		{
 			"memory", "sidecar that has used 20 services of so many, with 10 endpoints each", tenAlike(),
 			[]variant{sized(10), sized(1_000), sized(10_000)},
-			atClient | fresh | obedient,
+			atClient | fresh | obedient | sidecars,
 		},
 	}
 }

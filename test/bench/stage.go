@@ -34,8 +34,11 @@ const (
 	niceness = "-10"
 )
 
-// namespace is that of everything in the mesh here.
-const namespace = "bench"
+// namespace is that of everything in the mesh here, and narrow that of proxies which are told of the used services only.
+const (
+	namespace = "bench"
+	narrow    = "narrow"
+)
 
 // The names of the peers.
 const (
@@ -43,6 +46,14 @@ const (
 	peerEnvoy   = "envoy"
 	peerHAProxy = "haproxy"
 	peerNginx   = "nginx"
+	// peerOther is another build of our proxy: see the flag other.
+	peerOther = "other"
+	// peerOneLoop is ours with one event loop, where ours has two.
+	peerOneLoop = "one-loop"
+	// peerNginxDefault is nginx with the buffers that it has unless told otherwise.
+	peerNginxDefault = "nginx-default"
+	// peerEnvoyUsed is Envoy in a namespace whose Sidecar resource names the services that are used.
+	peerEnvoyUsed = "envoy-used"
 	// direct is no proxy at all.
 	direct = "direct"
 )
@@ -64,6 +75,9 @@ type stage struct {
 	tls      *load.TLS // what the load speaks; nil: plaintext
 	absent   []string  // why a peer is not there
 	large    int       // how many services there are, where that is what matters
+	near     string    // CPUs for load and services, as taskset reads them
+	far      string    // CPUs for the proxies
+	unpinned bool
 }
 
 // peer is one proxy that stands in the position.
@@ -97,7 +111,8 @@ type route struct {
 
 // tools are the programs that are run.
 type tools struct {
-	self, lateen, envoy string
+	self, lateen string
+	paths        map[string]string // by peer
 }
 
 // newStage starts everything that a scenario needs.
@@ -106,7 +121,12 @@ func newStage(ctx context.Context, cfg config, t tools, sc *scenario, names []st
 	if err != nil {
 		return nil, fmt.Errorf("make a folder: %w", err)
 	}
-	s := &stage{cfg: cfg, tools: t, dir: dir}
+	s := &stage{cfg: cfg, tools: t, dir: dir, near: strconv.Itoa(cfg.cpus[0]), far: strconv.Itoa(cfg.cpus[1])}
+	if sc.position&unpinned != 0 {
+		s.unpinned = true
+		s.near += "," + s.far
+		s.far = s.near
+	}
 	if err := s.start(ctx, sc, names); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -117,12 +137,8 @@ func (s *stage) start(ctx context.Context, sc *scenario, names []string) error {
 	if sc.position&atGateway == 0 {
 		return s.startMesh(ctx, sc, names)
 	}
-	var list []load.Service
-	for _, v := range sc.services {
-		list = append(list, v.Service)
-	}
-	var err error
-	if s.services, err = s.serve(nil, list); err != nil {
+	places, err := s.serveGateway(sc, names)
+	if err != nil {
 		return err
 	}
 	for i, v := range sc.services {
@@ -141,7 +157,7 @@ func (s *stage) start(ctx context.Context, sc *scenario, names []string) error {
 		return err
 	}
 	for n, name := range names {
-		p := &peer{name: name}
+		p := &peer{name: name, place: places[n]}
 		for i := range s.services {
 			p.ports = append(p.ports, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port(n, i))))
 		}
@@ -153,6 +169,45 @@ func (s *stage) start(ctx context.Context, sc *scenario, names []string) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// serveGateway starts the services, and says where each peer is to be: nil is here. Two of our proxies in one network
+// namespace would meet at their administrative ports, so each peer has one then, with services of its own in it.
+func (s *stage) serveGateway(sc *scenario, names []string) ([]*world.Place, error) {
+	places := make([]*world.Place, len(names))
+	var list []load.Service
+	for _, v := range sc.services {
+		list = append(list, v.Service)
+	}
+	var err error
+	if !slices.ContainsFunc(names, func(name string) bool { return name != ours && kind(name) == world.Lateen }) {
+		s.services, err = s.serve(nil, list)
+		return places, err
+	}
+	if s.network, err = world.NewNetwork(netip.MustParsePrefix("10.9.0.1/16")); err != nil {
+		return nil, err
+	}
+	for i := range list {
+		list[i].Address = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(appPort+i))
+	}
+	for n := range names {
+		if places[n], err = s.network.Join(clientAddress(n)); err != nil {
+			return nil, err
+		}
+		if err := places[n].Do(widen); err != nil {
+			return nil, err
+		}
+		if s.services, err = s.serve(places[n], list); err != nil {
+			return nil, err
+		}
+	}
+	return places, nil
+}
+
+// widen lets more connections be open at once: each of a load has a port of its own, and those of a minute ago are reserved.
+func widen() error {
+	_ = os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("24000 65000"), 0) // where that is not allowed the default has to do
 	return nil
 }
 
@@ -198,7 +253,7 @@ func (s *stage) serve(at *world.Place, list []load.Service) ([]netip.AddrPort, e
 	if err != nil {
 		return nil, err
 	}
-	cmd := pinned(s.cfg.cpus[0], s.tools.self, partServe)
+	cmd := pinned(s.near, s.tools.self, partServe)
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(text), s.cfg.log
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -215,9 +270,9 @@ func (s *stage) serve(at *world.Place, list []load.Service) ([]netip.AddrPort, e
 	return ports, nil
 }
 
-// pinned runs a program on one CPU, before others if that is allowed. It dies with this process.
-func pinned(cpu int, path string, args ...string) *exec.Cmd {
-	cmd := exec.Command("taskset", append([]string{"-c", strconv.Itoa(cpu), "nice", "-n", niceness, path}, args...)...)
+// pinned runs a program on a list of CPUs, before others if that is allowed. It dies with this process.
+func pinned(cpus, path string, args ...string) *exec.Cmd {
+	cmd := exec.Command("taskset", append([]string{"-c", cpus, "nice", "-n", niceness, path}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
@@ -234,8 +289,13 @@ func (s *stage) control(ctx context.Context, name string, data map[string]any) e
 	if s.world, err = world.New(ctx, world.Config{Dir: filepath.Join(s.dir, "w"), ProxyBinary: binary, Network: s.network}); err != nil {
 		return fmt.Errorf("start the control plane: %w", err)
 	}
-	if s.tools.envoy != "" {
-		binary, err := s.wrap(envoyWrapper, s.tools.envoy)
+	if path := s.tools.paths[peerOther]; path != "" {
+		if _, err := s.wrap(otherWrapper, path); err != nil {
+			return err
+		}
+	}
+	if path := s.tools.paths[peerEnvoy]; path != "" {
+		binary, err := s.wrap(envoyWrapper, path)
 		if err != nil {
 			return err
 		}
@@ -256,13 +316,40 @@ const begunSuffix = ".began"
 // The wrappers.
 const (
 	lateenWrapper = "p"
+	otherWrapper  = "o"
 	envoyWrapper  = "e"
 )
+
+// wrapper names the one by which a peer is started that obeys our control plane.
+func wrapper(peer string) string {
+	switch {
+	case kind(peer) == world.Envoy:
+		return envoyWrapper
+	case peer == peerOther:
+		return otherWrapper
+	}
+	return lateenWrapper
+}
+
+// workload is what is the same for a peer in all positions.
+func (s *stage) workload(p *peer) world.Workload {
+	w := world.Workload{Kind: kind(p.name), Namespace: namespace, Threads: 1}
+	if p.name == peerOther {
+		w.Binary = filepath.Join(s.dir, otherWrapper)
+	}
+	if p.name == peerEnvoyUsed {
+		w.Namespace = narrow
+	}
+	if s.unpinned && p.name != peerOneLoop {
+		w.Threads = 2
+	}
+	return w
+}
 
 // wrap writes a program that runs another one as pinned does, for those that are started by their path.
 func (s *stage) wrap(name, path string) (string, error) {
 	own := filepath.Join(s.dir, name)
-	text := fmt.Sprintf("#!/bin/sh\ndate +%%s%%N >%s\nexec taskset -c %d nice -n %s %s \"$@\"\n", own+begunSuffix, s.cfg.cpus[1], niceness, path)
+	text := fmt.Sprintf("#!/bin/sh\ndate +%%s%%N >%s\nexec taskset -c %s nice -n %s %s \"$@\"\n", own+begunSuffix, s.far, niceness, path)
 	if err := os.WriteFile(own, []byte(text), 0o700); err != nil {
 		return "", fmt.Errorf("write a wrapper: %w", err)
 	}
@@ -291,14 +378,14 @@ func fill(name string, data map[string]any) (string, error) {
 
 // add starts one peer at the gateway's position.
 func (s *stage) add(ctx context.Context, p *peer) error {
-	switch p.name {
-	case direct:
+	if p.name == direct {
 		p.ports = s.services
 		return nil
-	case ours, peerEnvoy:
-		run, err := s.world.Start(ctx, world.Workload{
-			Kind: world.Kind(p.name), Role: proxy.RoleGateway, Name: p.name, Namespace: namespace, Labels: map[string]string{"app": p.name},
-		})
+	}
+	if obeys(p.name) {
+		w := s.workload(p)
+		w.Role, w.Name, w.Labels, w.Place = proxy.RoleGateway, p.name, map[string]string{"app": p.name}, p.place
+		run, err := s.world.Start(ctx, w)
 		if err != nil {
 			return err
 		}
@@ -312,11 +399,11 @@ func (s *stage) add(ctx context.Context, p *peer) error {
 	for i := range routes {
 		routes[i].Listen = p.ports[i].String()
 	}
-	file := "haproxy.cfg"
-	if p.name == peerNginx {
-		file = "nginx.conf"
+	file := "nginx.conf"
+	if p.name == peerHAProxy {
+		file = "haproxy.cfg"
 	}
-	return s.byFile(ctx, p, nil, file, p.name, s.data(routes, nil), nil)
+	return s.byFile(ctx, p, p.place, file, p.name, s.data(routes, map[string]any{"Tuned": p.name != peerNginxDefault}), nil)
 }
 
 // byFile starts a peer that obeys a file: a template filled in with the data. Files are put into
@@ -341,9 +428,9 @@ func (s *stage) byFile(ctx context.Context, p *peer, at *world.Place, name, fold
 			return err
 		}
 	}
-	args := []string{"-db", "-q", "-f", config}
-	if p.name == peerNginx {
-		args = []string{"-p", dir, "-c", config, "-e", filepath.Join(dir, "error.log")}
+	program, args := peerHAProxy, []string{"-db", "-q", "-f", config}
+	if p.name != peerHAProxy {
+		program, args = peerNginx, []string{"-p", dir, "-c", config, "-e", filepath.Join(dir, "error.log")}
 		if os.Geteuid() == 0 {
 			args = append(args, "-g", "user root;") // it reads and writes this folder, which is ours
 		}
@@ -353,7 +440,7 @@ func (s *stage) byFile(ctx context.Context, p *peer, at *world.Place, name, fold
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	run := &process{cmd: pinned(s.cfg.cpus[1], p.name, args...), ended: make(chan struct{})}
+	run := &process{cmd: pinned(s.far, s.tools.paths[program], args...), ended: make(chan struct{})}
 	run.cmd.Stdout, run.cmd.Stderr = log, log
 	p.began = time.Now()
 	if err := at.Do(run.cmd.Start); err != nil {

@@ -38,6 +38,8 @@ const (
 // Workload is what a proxy stands before, or a gateway.
 type Workload struct {
 	Kind Kind
+	// Binary is the path of a lateen-proxy instead of the world's; empty: the world's.
+	Binary string
 	// Role is proxy.RoleSidecar or proxy.RoleGateway.
 	Role string
 	// Name is unique in its namespace. An empty ServiceAccount is called like the workload.
@@ -156,7 +158,8 @@ func capture() error {
 }
 
 func (p *Proxy) prepareLateen(token host.Token) error {
-	if p.w.cfg.ProxyBinary == "" {
+	binary := cmp.Or(p.load.Binary, p.w.cfg.ProxyBinary)
+	if binary == "" {
 		return errors.New("no binary of lateen-proxy is given")
 	}
 	text, err := json.Marshal(proxy.Config{
@@ -170,7 +173,7 @@ func (p *Proxy) prepareLateen(token host.Token) error {
 			CanonicalName: cmp.Or(p.load.Labels["app"], p.load.Name), CanonicalRevision: cmp.Or(p.load.Labels["version"], "latest"),
 		},
 	})
-	p.cmd = exec.Command(p.w.cfg.ProxyBinary, "--config", "-")
+	p.cmd = exec.Command(binary, "--config", "-")
 	p.cmd.Stdin = bytes.NewReader(text)
 	return err
 }
