@@ -216,11 +216,7 @@ func (p *Proxy) initIdentity() error {
 // Run obeys the plan until ctx ends, then drains and returns when all that it started has ended.
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.channel.Close()
-	n := p.cfg.Loops
-	if n <= 0 {
-		n = max(1, runtime.GOMAXPROCS(0)/2)
-	}
-	for range n {
+	for range loops(p.cfg.Loops, runtime.GOMAXPROCS(0)) {
 		w, err := p.newWorker()
 		if err != nil {
 			return fmt.Errorf("make an event loop: %w", err)
@@ -265,6 +261,15 @@ func (p *Proxy) Run(ctx context.Context) error {
 	stop()
 	group.Wait()
 	return failed
+}
+
+// loops is how many event loops there are if so many are asked for, on so many CPUs, of which the runtime counts those
+// that a CPU quota of the cgroup allows.
+func loops(asked, cpus int) int {
+	if asked > 0 {
+		return asked
+	}
+	return max(1, cpus/2)
 }
 
 // runXDS asks for the plan once there is an identity to show.

@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"syscall"
 
+	"github.com/lateen-mesh/lateen/cmd/limits"
 	"github.com/lateen-mesh/lateen/proxy"
 )
 
@@ -43,6 +44,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	if limit, err := limits.Memory(); err != nil {
+		logger.Warn("memory is not limited", "cause", err)
+	} else if limit > 0 {
+		logger.Info("memory is limited as by the cgroup", "bytes", limit)
+	}
 	if err := run(ctx, *config, logger); err != nil {
 		logger.Error("the proxy ends", "cause", err)
 		stop()

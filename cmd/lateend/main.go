@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/lateen-mesh/lateen/cmd/limits"
 	"github.com/lateen-mesh/lateen/control"
 	"github.com/lateen-mesh/lateen/source/kube"
 )
@@ -32,6 +33,11 @@ func main() {
 	flag.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust `domain` of the mesh's identities")
 	flag.Parse()
 	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if limit, err := limits.Memory(); err != nil {
+		cfg.Logger.Warn("memory is not limited", "cause", err)
+	} else if limit > 0 {
+		cfg.Logger.Info("memory is limited as by the cgroup", "bytes", limit)
+	}
 	var err error
 	if kubeconfig != "" || kubecontext != "" || cluster && cfg.Dir == "" {
 		cfg.Kube, err = kube.Reach(kubeconfig, kubecontext)

@@ -206,7 +206,7 @@ func (s *stage) run(ctx context.Context, sc *scenario, rounds int) ([]*result, e
 func (s *stage) slowest(ctx context.Context, v *variant) (float64, error) {
 	least := math.Inf(1)
 	for _, p := range s.peers {
-		if p.name == direct || s.unpinned && p.name != peerOneLoop {
+		if p.name == direct || s.unpinned && len(s.peers) > 1 && p.name != peerOneLoop {
 			continue
 		}
 		job := v.job
@@ -269,7 +269,7 @@ func (s *stage) measure(ctx context.Context, p *peer, service int, job load.Job)
 	}
 	cmd := pinned(s.near, s.tools.self, partLoad)
 	var out, said bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(text), &out, &said
+	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = bytes.NewReader(text), &out, &said, oneProcessor()
 	err = p.place.Do(cmd.Start)
 	if err == nil {
 		err = cmd.Wait()

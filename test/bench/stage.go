@@ -254,7 +254,7 @@ func (s *stage) serve(at *world.Place, list []load.Service) ([]netip.AddrPort, e
 		return nil, err
 	}
 	cmd := pinned(s.near, s.tools.self, partServe)
-	cmd.Stdin, cmd.Stderr = bytes.NewReader(text), s.cfg.log
+	cmd.Stdin, cmd.Stderr, cmd.Env = bytes.NewReader(text), s.cfg.log, oneProcessor()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -269,6 +269,9 @@ func (s *stage) serve(at *world.Place, list []load.Service) ([]netip.AddrPort, e
 	}
 	return ports, nil
 }
+
+// oneProcessor is the environment of what makes or answers load: one event loop, which no other thread of it disturbs.
+func oneProcessor() []string { return append(os.Environ(), "GOMAXPROCS=1") }
 
 // pinned runs a program on a list of CPUs, before others if that is allowed. It dies with this process.
 func pinned(cpus, path string, args ...string) *exec.Cmd {
