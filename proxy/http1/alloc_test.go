@@ -12,6 +12,7 @@ type sink struct{ n int }
 func (s *sink) Write(p []byte) { s.n += len(p) }
 func (s *sink) Full() bool     { return false }
 func (s *sink) Close()         { panic("closed") }
+func (s *sink) Finish()        { panic("closed") }
 func (s *sink) Abort()         { panic("aborted") }
 func (s *sink) CloseWrite()    {}
 func (s *sink) PauseRead()     {}

@@ -27,7 +27,8 @@ type fakeConn struct {
 	eofTold bool
 	err     error // why the connection broke
 
-	full, paused, finished, closed, aborted, told, pumping bool
+	// lastSaid: closed without waiting for the peer
+	full, paused, finished, closed, lastSaid, aborted, told, pumping bool
 }
 
 func (c *fakeConn) Write(p []byte) {
@@ -40,6 +41,7 @@ func (c *fakeConn) Write(p []byte) {
 }
 func (c *fakeConn) Full() bool  { return c.full }
 func (c *fakeConn) Close()      { c.closed = true }
+func (c *fakeConn) Finish()     { c.closed, c.lastSaid = true, true }
 func (c *fakeConn) Abort()      { c.closed, c.aborted = true, true }
 func (c *fakeConn) CloseWrite() { c.finished = true }
 func (c *fakeConn) PauseRead()  { c.paused = true }

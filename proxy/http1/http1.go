@@ -49,13 +49,14 @@ const (
 
 // Conn is what the codec needs of a connection; *loop.Conn has it.
 //
-// Write copies. Close and Abort lead to OnClose later, never from within the
+// Write copies. Finish is Close for a peer that sends no more. Close, Finish and Abort lead to OnClose later, never from within the
 // call. Bytes that OnData left unread are offered again after ResumeRead, also
 // if nothing new has arrived, and before OnEOF.
 type Conn interface {
 	Write(p []byte)
 	Full() bool
 	Close()
+	Finish()
 	CloseWrite()
 	Abort()
 	PauseRead()

@@ -37,6 +37,7 @@ type message struct {
 	upgradeNamed bool // Connection names upgrade
 	h2c          bool // Upgrade offers h2c
 	trailers     bool // these are trailers
+	last         bool // Connection says close
 
 	named      [connectionOptsMax][]byte // other fields that Connection names
 	namedCount int
@@ -391,7 +392,7 @@ func (m *message) connection(value []byte, h *stream.Head) Fault {
 		option, rest = nextElement(rest)
 		switch {
 		case stream.EqualFold(option, "close"):
-			h.Close = true
+			h.Close, m.last = true, true
 		case stream.EqualFold(option, "upgrade"):
 			m.upgradeNamed = true
 		case stream.EqualFold(option, "keep-alive"), stream.EqualFold(option, "te"), protected(option):

@@ -206,6 +206,7 @@ func (c *netConn) Close() {
 	c.finishOutput(true)
 	c.loop.wg.Go(func() { c.loop.post(func() { c.gone(nil) }) })
 }
+func (c *netConn) Finish()     { c.Close() }
 func (c *netConn) Abort()      { _ = c.nc.SetLinger(0); c.Close() }
 func (c *netConn) CloseWrite() { c.finishOutput(false) }
 func (c *netConn) PauseRead()  { c.paused = true }

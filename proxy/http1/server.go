@@ -82,19 +82,21 @@ type ServerConn struct {
 	owner  ServerOwner
 	recv   stream.Receiver // of the exchange under way, or nil
 
-	in        incoming
-	out       outgoing
-	at        progress // in the request head
-	discarded int64    // bytes thrown away in serverLinger
+	in  incoming
+	out outgoing
+	at  progress // in the request head
 
 	state   serverState
 	outAt   outState
 	paused  pauses
 	empties uint8 // empty lines before the request
 
+	discarded uint32 // bytes thrown away in serverLinger
+
 	head, connect, upgrade, http10 bool // of the request
 	expect                         bool // the client waits for 100 Continue before it sends the body
 	closing                        bool // the connection closes after the response
+	last                           bool // the client has said that it sends nothing after the request
 	draining                       bool // Drain was called
 	partial                        bool // part of a request head has arrived
 	untold                         bool // the owner has to be told that the exchange is over
@@ -140,7 +142,7 @@ func (c *ServerConn) OnData(p []byte) int {
 	case c.state == serverClosed:
 		return len(p)
 	case c.state == serverHead && c.closing:
-		c.close()
+		c.leave()
 	default:
 		c.tell()
 	}
@@ -161,7 +163,7 @@ func (c *ServerConn) take(p []byte) int {
 		c.paused.add(c.conn, pauseBusy)
 		return 0
 	default:
-		if c.discarded += int64(len(p)); c.discarded > lingerMaxBytes {
+		if c.discarded += uint32(len(p)); c.discarded > lingerMaxBytes {
 			c.close()
 		}
 		return len(p)
@@ -216,6 +218,7 @@ func (c *ServerConn) begin(h *stream.Head, m *message) {
 	c.in = incoming{framing: m.framing, left: h.ContentLength}
 	c.head, c.connect, c.upgrade, c.http10, c.expect = m.head, m.connect, h.Upgrade, h.HTTP10, m.expect
 	c.closing, c.untold = h.Close, true
+	c.last = m.last && !m.connect && !h.Upgrade
 	c.outAt = outHead
 	c.state = serverBody
 	if m.framing == framingNone {
@@ -321,10 +324,21 @@ func (c *ServerConn) next() {
 		return
 	}
 	if c.closing {
-		c.close()
+		c.leave()
 		return
 	}
 	c.tell()
+}
+
+// leave closes after a whole exchange. Only a client that has promised to send no more cannot lose the response to a
+// reset that answers what it still sends (RFC 9112 sections 9.3 and 9.6).
+func (c *ServerConn) leave() {
+	if !c.last {
+		c.close()
+		return
+	}
+	c.state = serverClosed
+	c.conn.Finish()
 }
 
 // linger says that nothing more will be sent, and throws away what arrives, a bounded amount, until the peer closes.

@@ -224,6 +224,46 @@ func TestServerRequests(t *testing.T) {
 	}
 }
 
+// TestServerWaitsForThePeer: a connection is closed without waiting for the peer's end only where the client has said that
+// nothing follows its request, and nothing does.
+func TestServerWaitsForThePeer(t *testing.T) {
+	const begin = "POST /1 HTTP/1.1\r\nHost: a\r\n"
+	for _, c := range []struct {
+		name, in, state string
+		waits           bool
+	}{
+		{"close", begin + "Connection: close\r\n\r\n", "closed", false},
+		{"close among options, and a body", begin + "Connection: te, Close\r\nContent-Length: 2\r\n\r\nhi", "closed", false},
+		{"close, and chunks", begin + "Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", "closed", false},
+		{"close, but the body is under way", begin + "Connection: close\r\nContent-Length: 3\r\n\r\nhi", "finished", true},
+		{"close, but a request follows", begin + "Connection: close\r\n\r\n" + get, "finished", true},
+		{"close, but an upgrade", begin + "Connection: close, upgrade\r\nUpgrade: x\r\n\r\n", "closed", true},
+		{"close, but a tunnel", "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n", "closed", true},
+		{"HTTP/1.0", "GET /1 HTTP/1.0\r\n\r\n", "closed", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, conn, j := newServer(t, Config{})
+			conn.feed(c.in)
+			j.sender.SendHead(response(403, 0), true)
+			conn.pump()
+			equal(t, "state", conn.state(), c.state)
+			if conn.lastSaid == c.waits {
+				t.Errorf("waits: %v, want %v", !conn.lastSaid, c.waits)
+			}
+		})
+	}
+	t.Run("drained", func(t *testing.T) {
+		s, conn, j := newServer(t, Config{})
+		conn.feed(get)
+		s.Drain()
+		j.sender.SendHead(response(200, 0), true)
+		equal(t, "state", conn.state(), "closed")
+		if conn.lastSaid {
+			t.Error("a client that has promised nothing is not waited for")
+		}
+	})
+}
+
 func TestServerPipeline(t *testing.T) {
 	_, conn, j := newServer(t, Config{})
 	conn.feed(get + strings.Replace(get, "/1", "/2", 1) + "GET /3")

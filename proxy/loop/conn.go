@@ -91,6 +91,7 @@ const (
 	shutDone                   // and is done
 	ended                      // OnEOF was called
 	held                       // the carrier is paused
+	last                       // the peer has said that it sends no more
 )
 
 type state uint8
@@ -207,6 +208,15 @@ func (c *Conn) closeTransport() { _ = c.transport.closeWrite(c) }
 // Close sends the output, as far as the peer takes it within CloseTimeout, and
 // closes. OnClose is called with nil, at the end of the batch at the earliest.
 func (c *Conn) Close() { c.fail(nil, closing) }
+
+// Finish is Close for a peer that has promised to send nothing more: it is not waited for, unless something of it is there
+// or the transport has yet to say goodbye. What a peer sent in spite of that would have its kernel drop our last bytes.
+func (c *Conn) Finish() {
+	if _, ok := c.transport.(plain); ok && c.handshake == nil && c.kept == nil {
+		c.flags |= last
+	}
+	c.Close()
+}
 
 // Abort drops the output and resets the connection (RST). OnClose is called with nil at the end of the batch.
 func (c *Conn) Abort() {
@@ -449,7 +459,7 @@ func (c *Conn) fail(err error, how state) {
 		c.closeTransport()
 	}
 	c.loop.touch(c)
-	if how == closing {
+	if how == closing && c.flags&(last|readable) != last {
 		c.loop.enqueue(c)
 	}
 }
@@ -482,7 +492,7 @@ func (c *Conn) settle() {
 func (c *Conn) settleAlive() {
 	if c.out.n == 0 && c.flags&(shut|shutDone|broken) == shut {
 		c.flags |= shutDone
-		_ = unix.Shutdown(int(c.fd), unix.SHUT_WR) // fails only if the peer is gone, which reading tells
+		_ = shutdown(int(c.fd)) // fails only if the peer is gone, which reading tells
 	}
 	if c.flags&full != 0 && c.Buffered() <= c.loop.cfg.LowWater {
 		c.flags &^= full
@@ -499,7 +509,7 @@ func (c *Conn) settleClosing() {
 	case c.state != closing: // flush found the peer gone
 	case c.out.n > 0 && !l.stopping:
 		c.limit()
-	case errors.Is(c.end, io.EOF) || l.stopping:
+	case errors.Is(c.end, io.EOF) || l.stopping || c.flags&(last|readable) == last:
 		c.release()
 	default:
 		c.linger()
@@ -518,7 +528,7 @@ func (c *Conn) limit() {
 // RST, which destroys our last bytes if the peer has not read them yet (RFC 9112 section 9.6).
 func (c *Conn) linger() {
 	if c.flags&shutDone == 0 {
-		if unix.Shutdown(int(c.fd), unix.SHUT_WR) != nil {
+		if shutdown(int(c.fd)) != 0 {
 			c.release()
 			return
 		}
@@ -584,7 +594,7 @@ func (c *Conn) release() {
 	}
 	c.state = closed
 	c.loop.detach(int(c.fd))
-	_ = unix.Close(int(c.fd))
+	closeSocket(int(c.fd))
 }
 
 // stop ends c with the loop: what the kernel takes at once is sent.

@@ -504,6 +504,85 @@ func TestCloseSendsTheOutput(t *testing.T) {
 	same(t, "received", got, data)
 }
 
+// TestFinish: a peer that is done is not waited for, but what of it is there in spite of that does not cost it our output.
+func TestFinish(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		more  bool // the peer sends something behind what is answered
+		waits bool
+	}{{"at once", false, false}, {"with more there", true, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := start(t, Config{ReadBytes: 4})
+			closed := make(chan error, 1)
+			answer := make(chan *Conn, 1)
+			addr := listen(t, l, func(*Conn) Handler {
+				return &probe{
+					data:  func(c *Conn, p []byte) int { c.PauseRead(); answer <- c; return len(p) },
+					close: func(_ *Conn, err error) { closed <- err },
+				}
+			})
+			c := dial(t, addr)
+			_, _ = c.Write([]byte("abc"))
+			at := await(t, "the question", answer)
+			open := 0
+			if tt.more {
+				_, _ = c.Write([]byte("more than one read takes"))
+				eventually(t, "the rest", func() (there bool) {
+					on(t, l, func() { there = at.flags&readable != 0 })
+					return there
+				})
+			}
+			on(t, l, func() { at.Write([]byte("answer")); at.Finish() })
+			if err := await(t, "OnClose", closed); err != nil {
+				t.Error(err)
+			}
+			on(t, l, func() { open = l.open })
+			if waits := open > 1; waits != tt.waits {
+				t.Errorf("waits for the peer: %v, want %v", waits, tt.waits)
+			}
+			if got, err := io.ReadAll(c); err != nil || string(got) != "answer" {
+				t.Errorf("read %q, %v", got, err)
+			}
+			_ = c.Close()
+			eventually(t, "the end", func() bool {
+				on(t, l, func() { open = l.open })
+				return open == 1
+			})
+		})
+	}
+}
+
+// TestFINTravelsWithTheLastBytes: a segment is saved where the output is followed by its end.
+func TestFINTravelsWithTheLastBytes(t *testing.T) {
+	for name, end := range map[string]func(c *Conn){
+		"finish": (*Conn).Finish, "close": (*Conn).Close, "close write": (*Conn).CloseWrite,
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := start(t, Config{})
+			addr := listen(t, l, func(c *Conn) Handler {
+				c.Write([]byte("answer"))
+				end(c)
+				return &probe{}
+			})
+			c := dial(t, addr)
+			if got, err := io.ReadAll(c); err != nil || string(got) != "answer" {
+				t.Fatalf("read %q, %v", got, err)
+			}
+			raw, err := c.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var info *unix.TCPInfo
+			if cerr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); cerr != nil || err != nil {
+				t.Fatal(cerr, err)
+			}
+			if info.Segs_in != 2 { // the other one is SYN
+				t.Errorf("%d segments came, want 2", info.Segs_in)
+			}
+		})
+	}
+}
+
 func TestCloseGivesUpOnAPeerThatDoesNotRead(t *testing.T) {
 	l := start(t, Config{CloseTimeout: 50 * time.Millisecond})
 	closed := make(chan error, 1)

@@ -164,9 +164,11 @@ func (d *Dialing) ready(events uint32) {
 		return
 	}
 	c := d.conn
-	if err := pendingError(int(c.fd)); err != nil {
-		d.finish(err)
-		return
+	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		if err := pendingError(int(c.fd)); err != nil {
+			d.finish(err)
+			return
+		}
 	}
 	if c.LocalAddr() == c.remote {
 		// Both ends chose the same port and the kernel joined the socket to itself (RFC 9293 section 3.5, simultaneous
@@ -203,6 +205,6 @@ func (d *Dialing) drop() {
 		d.conn = nil
 		d.loop.detach(int(c.fd))
 		c.state = closed
-		_ = unix.Close(int(c.fd))
+		closeSocket(int(c.fd))
 	}
 }

@@ -134,13 +134,18 @@ func (c *Conn) flush() {
 // gone or the kernel takes no more. It returns how many bytes of tail went.
 func (c *Conn) send(tail []byte) (sent int) {
 	l := c.loop
+	flags := 0
+	if c.handshake == nil && (c.state == closing || c.flags&(shut|shutDone) == shut) && !l.cfg.Accelerated {
+		flags = unix.MSG_MORE // FIN follows in this batch, and the kernel puts both in one segment
+	}
 	for c.flags&(blocked|broken) == 0 {
-		n, size, errno := 0, 0, syscall.Errno(0)
+		var n, size int
+		var errno syscall.Errno
 		if k := c.out.head; k != nil && k.next == nil && len(tail) == 0 { // mostly
 			size = k.w - k.r
-			n, errno = send(int(c.fd), k.bytes())
+			n, errno = send(int(c.fd), k.bytes(), flags)
 		} else if size = l.gather(&c.out, tail[sent:]); size > 0 {
-			n, errno = l.push(int(c.fd))
+			n, errno = l.push(int(c.fd), flags)
 		}
 		if size == 0 {
 			break
@@ -181,14 +186,14 @@ func (l *Loop) gatherRange(p []byte) int {
 }
 
 // push sends the gathered ranges and forgets them.
-func (l *Loop) push(fd int) (n int, errno syscall.Errno) {
+func (l *Loop) push(fd, flags int) (n int, errno syscall.Errno) {
 	if len(l.ranges) == 1 {
 		r := &l.ranges[0]
-		n, errno = send(fd, unsafe.Slice(r.Base, int(r.Len)))
+		n, errno = send(fd, unsafe.Slice(r.Base, int(r.Len)), flags)
 	} else {
 		l.message.Iov = &l.ranges[0]
 		l.message.SetIovlen(len(l.ranges))
-		n, errno = sendmsg(fd, &l.message)
+		n, errno = sendmsg(fd, &l.message, flags)
 	}
 	clear(l.ranges)
 	return n, errno

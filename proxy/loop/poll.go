@@ -62,7 +62,11 @@ func (p *poller) close() { _ = p.file.Close() }
 // descriptor that has since been closed and reused is told apart.
 func (p *poller) add(fd int, gen, events uint32) error {
 	ev := unix.EpollEvent{Events: events, Fd: int32(fd), Pad: int32(gen)}
-	return unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, fd, &ev)
+	if _, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(p.fd), unix.EPOLL_CTL_ADD, uintptr(fd),
+		uintptr(unsafe.Pointer(&ev)), 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // del unregisters fd.

@@ -30,11 +30,11 @@ func recv(fd int, p []byte) (n int, errno syscall.Errno) {
 	}
 }
 
-// send writes p to fd without raising SIGPIPE.
-func send(fd int, p []byte) (n int, errno syscall.Errno) {
+// send writes p to fd without raising SIGPIPE. flags are more of MSG_.
+func send(fd int, p []byte, flags int) (n int, errno syscall.Errno) {
 	for {
 		r, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
-			unix.MSG_NOSIGNAL, 0, 0)
+			unix.MSG_NOSIGNAL|uintptr(flags), 0, 0)
 		if errno == unix.EINTR {
 			continue
 		}
@@ -45,10 +45,10 @@ func send(fd int, p []byte) (n int, errno syscall.Errno) {
 	}
 }
 
-// sendmsg writes the ranges of m to fd without raising SIGPIPE.
-func sendmsg(fd int, m *unix.Msghdr) (n int, errno syscall.Errno) {
+// sendmsg writes the ranges of m to fd without raising SIGPIPE. flags are more of MSG_.
+func sendmsg(fd int, m *unix.Msghdr, flags int) (n int, errno syscall.Errno) {
 	for {
-		r, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(m)), unix.MSG_NOSIGNAL)
+		r, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(m)), unix.MSG_NOSIGNAL|uintptr(flags))
 		if errno == unix.EINTR {
 			continue
 		}
@@ -69,6 +69,15 @@ func accept(fd int, from *unix.RawSockaddrAny) (nfd int, errno syscall.Errno) {
 	}
 	return int(r), 0
 }
+
+// shutdown has the kernel send FIN. It fails if the connection is gone.
+func shutdown(fd int) syscall.Errno {
+	_, _, errno := unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
+	return errno
+}
+
+// closeSocket gives the descriptor of a connection back. It does not block, because no time to linger is set.
+func closeSocket(fd int) { _, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // pendingError takes the error that the kernel holds for fd; nil if none.
 func pendingError(fd int) error {

@@ -342,7 +342,7 @@ func (f *flight) write(p []byte) (int, error) {
 	}
 	sent := 0
 	for sent < len(p) {
-		n, errno := send(f.fd, p[sent:])
+		n, errno := send(f.fd, p[sent:], 0)
 		if errno == unix.EAGAIN {
 			if err := f.park(); err != nil {
 				return sent, err
