@@ -15,11 +15,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/net/dns/dnsmessage"
-	"golang.org/x/sys/unix"
 
 	"github.com/lateen-mesh/lateen/cli/host"
 	"github.com/lateen-mesh/lateen/redirect/netns"
+	"github.com/lateen-mesh/lateen/redirect/netns/nstest"
 )
 
 // pageBytes is the size of the far host's pages: more than what fits into buffers on the way.
@@ -69,19 +68,7 @@ func newMachine(t *testing.T) *machine {
 // newNetwork makes a network namespace.
 func newNetwork(t *testing.T) *os.File {
 	t.Helper()
-	home, err := netns.Current()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = home.Close() }()
-	var ns *os.File
-	err = netns.Do(home, func() error { // Do takes the thread back home.
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		ns, err = netns.Current()
-		return err
-	})
+	ns, err := netns.New()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,37 +93,9 @@ func (m *machine) serve(t *testing.T) error {
 	if err != nil {
 		return err
 	}
-	go nameFar(names)
+	go nstest.ServeName(names, "far.test.", netip.MustParseAddr("192.0.2.2"))
 	t.Cleanup(func() { _ = names.Close() })
 	return nil
-}
-
-// nameFar answers for far.test.
-func nameFar(socket net.PacketConn) {
-	buffer := make([]byte, 512)
-	for {
-		n, from, err := socket.ReadFrom(buffer)
-		if err != nil {
-			return
-		}
-		var m dnsmessage.Message
-		if m.Unpack(buffer[:n]) != nil || len(m.Questions) != 1 {
-			continue
-		}
-		m.Response, m.Additionals = true, nil
-		switch q := m.Questions[0]; {
-		case q.Name.String() != "far.test.":
-			m.RCode = dnsmessage.RCodeNameError
-		case q.Type == dnsmessage.TypeA:
-			m.Answers = []dnsmessage.Resource{{
-				Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1},
-				Body:   &dnsmessage.AResource{A: [4]byte{192, 0, 2, 2}},
-			}}
-		}
-		if out, err := m.Pack(); err == nil {
-			_, _ = socket.WriteTo(out, from)
-		}
-	}
 }
 
 // command has a command run with the machine's resolv.conf and as a user. It must be started in the namespace near.

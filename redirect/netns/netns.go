@@ -32,6 +32,28 @@ func Current() (*os.File, error) {
 	return ns, nil
 }
 
+// New makes an empty network namespace, whose loopback interface is down. It needs CAP_SYS_ADMIN. The caller closes the
+// file: while it is open, the namespace lives.
+func New() (*os.File, error) {
+	home, err := Current()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = home.Close() }()
+	var ns *os.File
+	err = Do(home, func() error { // Do takes the thread back home.
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		ns, err = Current()
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make a network namespace (needs CAP_SYS_ADMIN): %w", err)
+	}
+	return ns, nil
+}
+
 // Of opens the network namespace of the process pid, a number of the caller's own PID namespace. It does not look
 // into /proc/<pid>, which shows other numbers where /proc belongs to an outer PID namespace. It needs Linux 5.8 and
 // CAP_SYS_ADMIN over the namespace. The caller closes the file: while it is open, the namespace lives.

@@ -5,14 +5,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"strings"
 	"testing"
 
-	"golang.org/x/net/dns/dnsmessage"
-	"golang.org/x/sys/unix"
-
 	isolation "github.com/lateen-mesh/lateen/redirect/netns"
+	"github.com/lateen-mesh/lateen/redirect/netns/nstest"
 )
 
 const (
@@ -59,19 +55,7 @@ func startFar(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = bridge.Close() })
-	home, err := isolation.Current()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer home.Close()
-	var far *os.File
-	err = isolation.Do(home, func() error { // Do takes the thread back home.
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		far, err = isolation.Current()
-		return err
-	})
+	far, err := isolation.New()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,39 +80,11 @@ func startFar(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		go nameFar(names)
+		go nstest.ServeName(names, "far.test.", netip.MustParseAddr(farAddress))
 		t.Cleanup(func() { _ = names.Close() })
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-// nameFar answers questions for far.test; other names do not exist.
-func nameFar(socket net.PacketConn) {
-	buffer := make([]byte, 512)
-	for {
-		n, from, err := socket.ReadFrom(buffer)
-		if err != nil {
-			return
-		}
-		var m dnsmessage.Message
-		if m.Unpack(buffer[:n]) != nil || len(m.Questions) != 1 {
-			continue
-		}
-		m.Response, m.Additionals = true, nil
-		switch q := m.Questions[0]; {
-		case !strings.EqualFold(q.Name.String(), "far.test."):
-			m.RCode = dnsmessage.RCodeNameError
-		case q.Type == dnsmessage.TypeA:
-			m.Answers = []dnsmessage.Resource{{
-				Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1},
-				Body:   &dnsmessage.AResource{A: netip.MustParseAddr(farAddress).As4()},
-			}}
-		}
-		if out, err := m.Pack(); err == nil {
-			_, _ = socket.WriteTo(out, from)
-		}
 	}
 }

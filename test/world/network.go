@@ -3,12 +3,9 @@ package world
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/lateen-mesh/lateen/redirect/netns"
 )
@@ -47,23 +44,11 @@ func NewNetwork(prefix netip.Prefix) (*Network, error) {
 
 // newPlace makes an empty namespace.
 func newPlace() (*Place, error) {
-	own, err := netns.Current()
+	ns, err := netns.New()
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = own.Close() }()
-	p := &Place{}
-	err = netns.Do(own, func() error { // Do takes the thread back.
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		p.ns, err = netns.Current()
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make a network namespace: %w", err)
-	}
-	return p, nil
+	return &Place{ns: ns}, nil
 }
 
 // Join makes a place with these addresses in the network.

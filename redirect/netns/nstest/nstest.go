@@ -15,8 +15,6 @@ import (
 	"os/exec"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lateen-mesh/lateen/redirect/netns"
 )
 
@@ -85,21 +83,9 @@ func Need(t testing.TB) {
 func New(t testing.TB) *os.File {
 	t.Helper()
 	Need(t)
-	home, err := netns.Current()
+	ns, err := netns.New()
 	if err != nil {
 		t.Fatal(err)
-	}
-	defer func() { _ = home.Close() }()
-	var ns *os.File
-	err = netns.Do(home, func() error { // Do takes the thread back home.
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		ns, err = netns.Current()
-		return err
-	})
-	if err != nil {
-		t.Fatal("make a network namespace: ", err)
 	}
 	t.Cleanup(func() { _ = ns.Close() })
 	return ns
