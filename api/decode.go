@@ -232,6 +232,8 @@ func (d *decoder) noKind(apiVersion, name string, f field) {
 	}
 	slices.Sort(known)
 	switch near := nearest(name, known); {
+	case slices.Contains(later, name) && d.placeless:
+		d.fault(d.at(f.value), "kind", "%s is not supported yet; it has no effect", name)
 	case slices.Contains(later, name):
 		d.fault(d.at(f.value), "kind", "%s is not supported yet; keep it out of this folder", name)
 	case near != "":

@@ -66,6 +66,7 @@ type Control struct {
 	xds       *server.Server
 	store     store
 	folder    *dir.Store    // the store if that is a folder, else nil
+	cluster   *kube.Store   // the store if that is a cluster, else nil
 	read      chan struct{} // closed when the first picture is complete
 	readOnce  sync.Once
 	registry  *registry
@@ -150,7 +151,11 @@ type store interface {
 // openStore opens the folder, which is read at once, or the cluster, which is read when the store runs.
 func (c *Control) openStore() (err error) {
 	if c.cfg.Kube != nil {
-		c.store, err = kube.Open(kube.Config{Cluster: c.cfg.Kube, Logger: c.log, Apply: c.configured, Found: c.tell, Report: c.report})
+		c.cluster, err = kube.Open(kube.Config{
+			Cluster: c.cfg.Kube, Logger: c.log, Apply: c.configured, Found: c.tell, Report: c.report,
+			Roots: func() []byte { return c.authority.Bundle().PEM(c.authority.TrustDomain()) },
+		})
+		c.store = c.cluster
 		return err
 	}
 	c.folder, err = dir.Open(dir.Config{
@@ -225,8 +230,7 @@ func (c *Control) Run(ctx context.Context) error {
 	c.xds.Register(g)
 	securityapi.RegisterIstioCertificateServiceServer(g, ca.NewService(ca.ServiceConfig{
 		Authority: c.authority, Logger: c.log,
-		// A token counts before a certificate: who brings one is joining anew.
-		Authenticators: ca.Authenticators{c.tokens, ca.MeshCertificate{Authority: c.authority}},
+		Authenticators: c.authenticators(),
 	}))
 	var group sync.WaitGroup
 	live, stop := context.WithCancel(ctx)

@@ -81,6 +81,15 @@ func (g *grants) allow(namespace, serviceAccount, name string, gateway bool, lab
 	return os.Rename(g.path+".new", g.path)
 }
 
+// knows reports whether a token of ours was made for a node, by name or by account.
+func (g *grants) knows(n *node) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, named := g.Names[n.id.Namespace+"/"+n.name]
+	_, account := g.Accounts[n.id.Namespace+"/"+n.id.ServiceAccount]
+	return named || account
+}
+
 // check holds what a proven node says of itself against what tokens were made for.
 func (g *grants) check(n *node, id identity.ID) error {
 	g.mu.Lock()

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -46,13 +47,8 @@ func (s *planSource) Scope(client *server.Client) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := s.c.grants.check(&n, n.id); err != nil {
+	if err := s.c.admitNode(context.Background(), &n); err != nil {
 		return "", err
-	}
-	if n.asker.Role == compile.Sidecar && n.workload != nil {
-		if err := s.c.registry.join(n.workload); err != nil {
-			return "", err
-		}
 	}
 	return s.c.cache.ScopeOf(n.asker), nil
 }

@@ -86,6 +86,29 @@ func (m MeshCertificate) Authenticate(ctx context.Context, _ []byte) (identity.I
 	return id, err
 }
 
+// Bearer proves callers by a bearer token that somebody else judges.
+type Bearer struct {
+	// Name is the credential's, for logs and messages.
+	Name string
+	// Judge returns whose token it is, or why it is refused.
+	Judge func(ctx context.Context, token string) (identity.ID, error)
+}
+
+// Kind implements Authenticator.
+func (b Bearer) Kind() string { return b.Name }
+
+// Authenticate implements Authenticator. Join tokens are left to Tokens.
+func (b Bearer) Authenticate(ctx context.Context, _ []byte) (identity.ID, error) {
+	token, err := bearer(ctx)
+	if err != nil {
+		return identity.ID{}, err
+	}
+	if strings.HasPrefix(token, tokenPrefix) {
+		return identity.ID{}, ErrNoCredential
+	}
+	return b.Judge(ctx, token)
+}
+
 // bearer returns the bearer token of a call's metadata.
 func bearer(ctx context.Context) (string, error) {
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")

@@ -1,10 +1,12 @@
 package kube
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	auth "k8s.io/api/authentication/v1"
 	authz "k8s.io/api/authorization/v1"
@@ -18,6 +20,8 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/lateen-mesh/lateen/api"
 )
 
 // accountFolder is where a pod finds the credentials of its service account.
@@ -26,7 +30,8 @@ const accountFolder = "/var/run/secrets/kubernetes.io/serviceaccount"
 // userAgent is what the API server's log calls us.
 const userAgent = "lateend"
 
-// clients talk to the API server. Kubernetes' own kinds come as protobuf; typed clients of client-go would link, and
+// clients talk to the API server. Kubernetes' own kinds come as protobuf, and the little that is
+// written goes as JSON; typed clients of client-go would link, and
 // register at each start, the types of all its API groups.
 type clients struct {
 	core, discovery, lease, auth, authz rest.Interface
@@ -64,7 +69,7 @@ func newClients(at *Cluster) (*clients, error) {
 	} {
 		own := rest.CopyConfig(c)
 		own.GroupVersion, own.NegotiatedSerializer, own.APIPath = &x.gv, codecs, "/apis"
-		own.ContentType, own.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
+		own.ContentType, own.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
 		if x.gv.Group == "" {
 			own.APIPath = "/api"
 		}
@@ -86,6 +91,24 @@ func newClients(at *Cluster) (*clients, error) {
 func InCluster() bool {
 	_, err := os.Stat(accountFolder + "/token")
 	return !errors.Is(err, fs.ErrNotExist) && os.Getenv("KUBERNETES_SERVICE_HOST") != ""
+}
+
+// ownNamespace is that of the pod that this process is, else the one of a mesh.
+func ownNamespace() string {
+	text, err := os.ReadFile(accountFolder + "/namespace")
+	if name := strings.TrimSpace(string(text)); err == nil && name != "" {
+		return name
+	}
+	return api.RootNamespace
+}
+
+// ownName is a name that no other server has: that of the pod or machine, and something by chance.
+func ownName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = userAgent
+	}
+	return host + "_" + rand.Text()
 }
 
 // Reach finds the API server as kubectl does: by the file kubeconfig, or where that is empty by those of the variable

@@ -46,6 +46,12 @@ type Config struct {
 	// in force as they are written. One call at a time; they must not call the Store.
 	Found  func([]source.Finding)
 	Report func([]api.Fault)
+	// Namespace is where lateend runs, and has its Lease; empty is that of its pod, or istio-system.
+	Namespace string
+	// Identity is this server's name among those that hold the Lease; empty makes one.
+	Identity string
+	// Roots returns the mesh's roots as PEM, which are written into every namespace; nil writes none.
+	Roots func() []byte
 	// Logger is told what an operator should know; nil discards it.
 	Logger *slog.Logger
 }
@@ -57,6 +63,7 @@ type Store struct {
 	api    *clients
 	wake   chan struct{}
 	status *statusWriter
+	leader *elector
 
 	mu      sync.Mutex
 	picture picture
@@ -82,6 +89,7 @@ func Open(c Config) (*Store, error) {
 	}
 	s.picture = newPicture(c.ClusterDomain)
 	s.status = newStatusWriter(s.api, s.log)
+	s.leader = newElector(s.api, s.log, cmp.Or(c.Namespace, ownNamespace()), cmp.Or(c.Identity, ownName()))
 	s.crds = s.crdFeed()
 	s.feeds = append(s.coreFeeds(), s.crds)
 	return s, nil
@@ -101,6 +109,7 @@ func (s *Store) Run(ctx context.Context) error {
 		start(f)
 	}
 	s.mu.Unlock()
+	group.Go(func() { s.leader.run(ctx, s.lead) })
 	quiet := time.NewTicker(findingsQuiet)
 	defer quiet.Stop()
 	for {
@@ -112,6 +121,16 @@ func (s *Store) Run(ctx context.Context) error {
 		case now := <-quiet.C:
 			s.look(now)
 		}
+	}
+}
+
+// lead writes into the cluster until ctx ends.
+func (s *Store) lead(ctx context.Context) {
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() { s.status.run(ctx) })
+	if s.config.Roots != nil {
+		group.Go(func() { s.distribute(ctx) })
 	}
 }
 
@@ -220,16 +239,6 @@ func (s *Store) List(kind, namespace, name string) []*api.Object {
 	return slices.DeleteFunc(s.picture.set.Objects(), func(o *api.Object) bool {
 		return !fits(kind, o.Kind) || !fits(namespace, o.Namespace) || !fits(name, o.Name)
 	})
-}
-
-// Workload returns the pod of that name; nil if it is not known.
-func (s *Store) Workload(namespace, name string) *mesh.Workload {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if p := s.picture.pods[mesh.Ref{Kind: mesh.KindWorkload, Namespace: namespace, Name: name}]; p != nil {
-		return p.workload
-	}
-	return nil
 }
 
 func compareFaults(a, b api.Fault) int {

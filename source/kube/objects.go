@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"encoding/json"
 
 	core "k8s.io/api/core/v1"
@@ -30,10 +31,13 @@ func written(o runtime.Object) any {
 	unstructured.RemoveNestedField(u.Object, "metadata", "annotations", annotationApplied)
 	raw, err := u.MarshalJSON()
 	if err != nil {
-		out.faults = []api.Fault{{Object: u.GetKind() + " " + u.GetNamespace() + "/" + u.GetName(), Message: err.Error()}}
-		return out
+		out.faults = []api.Fault{{Message: err.Error()}}
+	} else {
+		out.read(raw)
 	}
-	out.read(raw)
+	for i := range out.faults {
+		out.faults[i].Object = cmp.Or(out.faults[i].Object, api.Ref{Kind: u.GetKind(), Namespace: u.GetNamespace(), Name: u.GetName()}.String())
+	}
 	return out
 }
 

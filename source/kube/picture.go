@@ -192,15 +192,14 @@ func names(into map[string]string, items map[key]any, whole bool) (changed map[s
 		}
 	}
 	for k, item := range items {
-		text, _ := item.(string)
-		if into[k.Name] == text {
-			continue
+		text, there := item.(string)
+		if into[k.Name] != text {
+			changed[k.Name] = true
 		}
-		changed[k.Name] = true
-		if text == "" {
-			delete(into, k.Name)
-		} else {
+		if there {
 			into[k.Name] = text
+		} else {
+			delete(into, k.Name)
 		}
 	}
 	return changed

@@ -508,7 +508,11 @@ func (s *apiServer) serveOne(w http.ResponseWriter, r *http.Request, resource, n
 	}
 	old := s.objects[resource][namespace+"/"+name]
 	switch {
-	case r.Method == http.MethodGet && old == nil, old == nil && r.Method == http.MethodPut, old == nil && r.Method == http.MethodPatch:
+	case old == nil && r.Header.Get("Content-Type") == "application/apply-patch+yaml":
+		s.store(body)
+		answer(w, http.StatusCreated, s.objects[resource][namespace+"/"+name])
+		return
+	case old == nil && r.Method != http.MethodPost:
 		refusal(w, http.StatusNotFound, "NotFound")
 		return
 	case r.Method == http.MethodPost && old != nil:

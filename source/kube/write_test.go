@@ -1,0 +1,211 @@
+package kube
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lateen-mesh/lateen/api"
+)
+
+// acceptance is the condition of ours in an object's status; nil if there is none.
+func (s *apiServer) acceptance(kind, name string) object {
+	status, _ := s.get(kind, name)["status"].(object)
+	list, _ := status["conditions"].([]any)
+	for _, c := range list {
+		if m, _ := c.(object); m["type"] == conditionAccepted {
+			return m
+		}
+	}
+	return nil
+}
+
+// TestStatus: every object's status says whether it is in force and of which generation that is said; others' conditions
+// stay, and nothing is written that is there already.
+func TestStatus(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	s.apply(ruleText("a", "7") + "status: {conditions: [{type: Reviewed, status: \"True\"}]}\n")
+	s.apply("apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: f}\nspec: {}\n")
+	r := follow(t, s)
+	r.await("it is accepted", func() bool { return s.acceptance("DestinationRule", "default/a")["status"] == "True" })
+	r.await("what is not supported says so", func() bool {
+		c := s.acceptance("EnvoyFilter", "default/f")
+		message, _ := c["message"].(string)
+		return c["status"] == "False" && strings.Contains(message, "not supported")
+	})
+	// The host has no service, which the analysis finds.
+	r.await("a finding", func() bool {
+		status, _ := s.get("DestinationRule", "default/a")["status"].(object)
+		list, _ := status["validationMessages"].([]any)
+		return len(list) == 1
+	})
+	status := s.get("DestinationRule", "default/a")["status"].(object)
+	if list := status["conditions"].([]any); len(list) != 2 || status["observedGeneration"] != 1.0 {
+		t.Errorf("status %v", status)
+	}
+	since := s.acceptance("DestinationRule", "default/a")["lastTransitionTime"]
+
+	o := s.get("DestinationRule", "default/a")
+	o["spec"] = object{"host": "reviews", "trafficPolicy": object{"connectionPool": object{"tcp": object{"maxConnections": -1}}}}
+	s.put(o)
+	r.await("it is refused", func() bool {
+		c := s.acceptance("DestinationRule", "default/a")
+		message, _ := c["message"].(string)
+		return c["status"] == "False" && c["observedGeneration"] == 2.0 && strings.Contains(message, "maxConnections")
+	})
+	if since == nil {
+		t.Error("the condition does not say since when it is so")
+	}
+	written := 0
+	for _, q := range s.asked() {
+		if strings.HasPrefix(q, "PATCH") && strings.Contains(q, "destinationrules/a/status") {
+			written++
+		}
+	}
+	if written > 3 {
+		t.Errorf("the status was written %d times for three news", written)
+	}
+}
+
+// TestLease: one server of several leads, another when it ends, and one that cannot renew stops in time.
+func TestLease(t *testing.T) {
+	s := newServer(t)
+	clients, err := newClients(s.cluster())
+	if err != nil {
+		t.Fatal(err)
+	}
+	type turn struct {
+		name  string
+		leads bool
+	}
+	turns := make(chan turn, 16)
+	begin := func(name string) (stop func()) {
+		e := newElector(clients, slog.New(slog.DiscardHandler), api.RootNamespace, name)
+		e.duration, e.within, e.every = 2*time.Second, 500*time.Millisecond, 20*time.Millisecond
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			e.run(ctx, func(own context.Context) {
+				turns <- turn{name, true}
+				<-own.Done()
+				turns <- turn{name, false}
+			})
+		}()
+		return func() { cancel(); <-done }
+	}
+	next := func() turn {
+		t.Helper()
+		select {
+		case x := <-turns:
+			return x
+		case <-time.After(patience):
+			t.Fatal("nothing happens")
+			return turn{}
+		}
+	}
+	stopA := begin("a")
+	if x := next(); x != (turn{"a", true}) {
+		t.Fatal(x)
+	}
+	stopB := begin("b")
+	defer stopB()
+	stopA()
+	got := []turn{next(), next()}
+	if want := []turn{{"a", false}, {"b", true}}; !slices.Equal(got, want) {
+		t.Fatalf("%v, want %v", got, want)
+	}
+	release := s.hold("coordination.k8s.io/leases")
+	if x := next(); x != (turn{"b", false}) {
+		t.Fatal(x)
+	}
+	release()
+	if x := next(); x != (turn{"b", true}) {
+		t.Fatal(x)
+	}
+	// Somebody who says nothing holds it until it has run out by our own clock.
+	held := s.get("Lease", api.RootNamespace+"/"+leaseName)
+	held["spec"].(object)["holderIdentity"] = "dead"
+	s.put(held)
+	if x := next(); x != (turn{"b", false}) {
+		t.Fatal(x)
+	}
+	if x := next(); x != (turn{"b", true}) {
+		t.Fatal(x)
+	}
+}
+
+// TestRoots: every namespace but the cluster's own has the mesh's roots, and gets them back.
+func TestRoots(t *testing.T) {
+	s := newServer(t)
+	for _, name := range []string{"shop", "kube-system"} {
+		s.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: " + name + "}")
+	}
+	r := &rig{t: t, server: s}
+	var err error
+	r.Store, err = Open(Config{Cluster: s.cluster(), Roots: func() []byte { return []byte("PEM\n") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	there := func(namespace string) bool {
+		data, _ := s.get("ConfigMap", namespace+"/"+RootsName)["data"].(object)
+		return data[RootsKey] == "PEM\n"
+	}
+	r.await("the roots", func() bool { return there("shop") })
+	s.remove("ConfigMap", "shop/"+RootsName)
+	r.await("the roots again", func() bool { return there("shop") })
+	s.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: new}")
+	r.await("a new namespace", func() bool { return there("new") })
+	if there("kube-system") {
+		t.Error("kube-system has them, too")
+	}
+}
+
+// TestAccount: only a token that is meant for the authority, of a service account, proves one.
+func TestAccount(t *testing.T) {
+	s := newServer(t)
+	s.reviews = func(token string, audiences []string) map[string]any {
+		user := object{"username": "system:serviceaccount:shop:web"}
+		switch token {
+		case "good":
+			return object{"authenticated": true, "audiences": audiences, "user": user}
+		case "elsewhere":
+			return object{"authenticated": true, "audiences": []string{"vault"}, "user": user}
+		case "old": // as a server answers that knows nothing of audiences
+			return object{"authenticated": true, "user": user}
+		case "person":
+			return object{"authenticated": true, "audiences": audiences, "user": object{"username": "admin"}}
+		}
+		return object{"error": "no such token"}
+	}
+	store, err := Open(Config{Cluster: s.cluster()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for token, want := range map[string]string{
+		"good": "shop/web", "elsewhere": "meant for [vault]", "old": "meant for []", "person": "no service account", "bad": "no such token",
+		strings.Repeat("x", tokenMaxBytes+1): "more than",
+	} {
+		namespace, name, err := store.Account(t.Context(), token)
+		got := namespace + "/" + name
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, want) {
+			t.Errorf("%.10s: %s, want %s", token, got, want)
+		}
+	}
+}
