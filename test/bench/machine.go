@@ -94,7 +94,8 @@ func describe(ctx context.Context, cfg config, t tools) (machine, error) {
 		}
 		out, err := exec.CommandContext(ctx, t.paths[p], flag).CombinedOutput()
 		if err != nil {
-			return m, fmt.Errorf("ask %s for its version: %w", p, err)
+			m.Versions[p] = "of an unknown version" // whether it runs is seen when it is started
+			continue
 		}
 		m.Versions[p] = number.FindString(string(out))
 	}

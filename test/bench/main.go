@@ -85,7 +85,7 @@ func parse(args []string) (config, error) {
 	f.StringVar(&scenarioList, "scenario", "", "scenarios, or single variants as in h1/64, separated by commas; empty: all of "+strings.Join(scenarioNames(), ","))
 	f.StringVar(&peerList, "peers", "envoy,haproxy,nginx", "who is measured beside our proxy")
 	f.IntVar(&cfg.rounds, "rounds", 3, "how often each measurement is repeated, interleaved")
-	f.DurationVar(&cfg.window, "for", 3*time.Second, "how long each measurement counts")
+	f.DurationVar(&cfg.window, "for", 1200*time.Millisecond, "how long each measurement counts")
 	f.StringVar(&cfg.json, "json", "", "`file` for the results as JSON")
 	f.StringVar(&cfg.markdown, "markdown", "", "`file` for the table; empty: standard output")
 	f.StringVar(&cfg.plot, "plot", "", "`file` for the plot, an SVG")

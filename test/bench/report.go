@@ -259,7 +259,7 @@ var special = []string{peerOneLoop, peerNginxDefault, peerEnvoyUsed}
 // beside writes the table of the special peers; nothing if none was measured.
 func (t *table) beside(b *strings.Builder, results []*result) {
 	head := "\nOf particular interest: our proxy with two event loops beside the same with one, nginx with the buffers that it has unless " +
-		"told otherwise, and Envoy with a Sidecar resource that names the services which are used.\n\n" +
+		"told otherwise, and Envoy that is told of the used services only.\n\n" +
 		"| scenario | load | beside | what | Lateen | theirs | × |\n| --- | --- | --- | --- | ---: | ---: | ---: |\n"
 	for _, r := range results {
 		for _, p := range special {

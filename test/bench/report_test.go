@@ -173,3 +173,45 @@ func TestPeers(t *testing.T) {
 		}
 	}
 }
+
+// TestLargeMesh exports the services that are used, and no others.
+func TestLargeMesh(t *testing.T) {
+	s := &stage{dir: "/d", routes: []route{{Service: 7}}}
+	for _, test := range []struct {
+		first bool
+		want  int
+	}{{true, 1}, {false, 3}} {
+		peers := []meshPeer{{"a", largeAddress(0)}, {"b", largeAddress(1)}, {"c", largeAddress(2)}}
+		text, err := fill("services.yaml", s.data(s.routes, map[string]any{"Peers": peers, "Server": serverAddress(0), "Used": 2, "First": test.first}))
+		if got := strings.Count(text, "exportTo"); err != nil || got != test.want {
+			t.Errorf("first %t: %d services of 3 are kept to their namespace, want %d (%v)", test.first, got, test.want, err)
+		}
+	}
+}
+
+// TestBeside lists what has no column.
+func TestBeside(t *testing.T) {
+	r := example()
+	r.samples[peerNginxDefault] = r.samples[peerEnvoy]
+	tab := table{Rows: r.rows(peerNginxDefault), Failed: []string{}}
+	text := tab.markdown([]string{peerEnvoy}, []*result{r})
+	if want := "| h1 | 64 | nginx-default | CPU per operation | 10.00 µs | 50.00 µs | **5.00** ± 25 % |"; !strings.Contains(text, want) {
+		t.Errorf("no %q in\n%s", want, text)
+	}
+}
+
+// TestMissing goes on without a peer that is not here.
+func TestMissing(t *testing.T) {
+	if _, err := find(peerOther, "/no/such/file"); err == nil {
+		t.Error("a program that is not there is found")
+	}
+	all := []string{peerEnvoy, peerHAProxy, peerNginx}
+	for name, want := range map[string][]string{
+		"h1-loops": {peerOneLoop}, "h1-64k": append(all[:3:3], peerNginxDefault), "memory": {peerEnvoy, peerEnvoyUsed},
+	} {
+		sc := (&config{scenarios: []string{name}}).chosen()[0]
+		if diff := cmp.Diff(want, sc.peers(all)); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}

@@ -151,7 +151,7 @@ func (s *stage) startLarge(ctx context.Context, sc *scenario, names []string) er
 		for i := first; i < min(first+applyAtOnce, s.large); i++ {
 			some = append(some, meshPeer{"service-" + strconv.Itoa(i), largeAddress(i)})
 		}
-		data := map[string]any{"Peers": some, "Server": serverAddress(0), "Narrow": narrow, "Used": some[:min(used, len(some))], "First": first == 0}
+		data := map[string]any{"Peers": some, "Server": serverAddress(0), "Used": used, "First": first == 0}
 		if first == 0 {
 			err = s.control(ctx, "services.yaml", data)
 		} else if text, fault := fill("services.yaml", s.data(s.routes, data)); fault == nil {

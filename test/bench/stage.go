@@ -34,7 +34,7 @@ const (
 	niceness = "-10"
 )
 
-// namespace is that of everything in the mesh here, and narrow that of proxies which are told of the used services only.
+// namespace is that of everything in the mesh here, and narrow that of proxies which see the used services only.
 const (
 	namespace = "bench"
 	narrow    = "narrow"
@@ -52,7 +52,7 @@ const (
 	peerOneLoop = "one-loop"
 	// peerNginxDefault is nginx with the buffers that it has unless told otherwise.
 	peerNginxDefault = "nginx-default"
-	// peerEnvoyUsed is Envoy in a namespace whose Sidecar resource names the services that are used.
+	// peerEnvoyUsed is Envoy in a namespace that sees no services but those that are used.
 	peerEnvoyUsed = "envoy-used"
 	// direct is no proxy at all.
 	direct = "direct"
