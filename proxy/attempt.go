@@ -125,7 +125,7 @@ func (a *attempt) OnHead(h *stream.Head, end bool) {
 		}
 	}
 	grpc := -1
-	if v, ok := h.Get("grpc-status"); ok && end {
+	if v, ok := h.Get("grpc-status"); ok {
 		grpc = atoi(v)
 	}
 	if x.mayRetry(h.Status, grpc) {

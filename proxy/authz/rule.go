@@ -286,7 +286,8 @@ func (t *texts) matchField(h *stream.Head, name string, deny bool) bool {
 	n := 0
 	some, every, bad, allBad := false, true, false, true
 	see := func(value []byte) {
-		yes, no := t.yes.empty || matches(&t.yes, value), matches(&t.no, value)
+		// A field without a value is there all the same.
+		yes, no := t.yes.empty || t.yes.present || matches(&t.yes, value), t.no.present || matches(&t.no, value)
 		some, every, bad, allBad = some || yes, every && yes, bad || no, allBad && no
 	}
 	for i := range h.Len() {
@@ -301,8 +302,11 @@ func (t *texts) matchField(h *stream.Head, name string, deny bool) bool {
 		}
 		see(v)
 	}
-	if n < 2 {
-		return t.match(joined)
+	switch n {
+	case 0:
+		return t.match(nil)
+	case 1:
+		return some && !bad
 	}
 	if deny {
 		see(joined)
