@@ -27,7 +27,7 @@ import (
 
 const (
 	// patience bounds one request.
-	patience = 10 * time.Second
+	patience = 30 * time.Second
 	// lull is how long a connection must stay open after an answer that does not announce its end to count as kept.
 	lull = 30 * time.Millisecond
 )

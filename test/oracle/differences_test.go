@@ -23,13 +23,15 @@ var errNoDecision = errors.New("no decision after a colon")
 
 var errTooWide = errors.New("accepts anything that either side may say: write down what one of them says")
 
-// parseDifferences reads lines "WORLD REQUEST FIELD ENVOY > LATEEN: DECISION". before is put before each line.
+// parseDifferences reads lines "WORLD REQUEST FIELD ENVOY > LATEEN: DECISION". before is put before each line. One that
+// begins with "? " depends on the moment: it may be seen or not.
 func parseDifferences(text, before string) ([]difference, error) {
 	var out []difference
 	for line := range strings.SplitSeq(text, "\n") {
 		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
+		line, sometimes := strings.CutPrefix(line, "? ")
 		colon := strings.LastIndex(line, ": ")
 		if colon < 0 {
 			return nil, fmt.Errorf("%q: %w", line, errNoDecision)
@@ -40,7 +42,7 @@ func parseDifferences(text, before string) ([]difference, error) {
 		if len(words) != 4 || lateen == "" || decision == "" {
 			return nil, fmt.Errorf("%q: want WORLD REQUEST FIELD ENVOY > LATEEN: DECISION", line)
 		}
-		d := difference{world: words[0], request: words[1], field: words[2], envoy: words[3], lateen: lateen, decision: decision}
+		d := difference{world: words[0], request: words[1], field: words[2], envoy: words[3], lateen: lateen, decision: decision, used: sometimes}
 		if d.envoy == "*" && d.lateen == "*" {
 			return nil, fmt.Errorf("%q: %w", line, errTooWide)
 		}

@@ -3,6 +3,7 @@
 // It holds tests only.
 //
 // A world is a file in testdata: YAML, requests, and the position of the proxy. How one is written is told in
-// world_test.go. A difference is a bug, or is listed with its reason: in the file differs of its world, or in
-// differences.txt if it holds everywhere. A listed difference that is no more fails the test.
+// world_test.go. A difference is a bug, or is listed with what both sides say and a decision of docs/differences.md: in the
+// file differs of its world, or in differences.txt if it holds in several. A listed difference that is no more fails the
+// test. What of a plan no world orders stands in uncovered.txt.
 package oracle

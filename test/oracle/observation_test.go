@@ -42,8 +42,8 @@ func volatile(name string) bool {
 	return false
 }
 
-// hash is what differs from mesh to mesh: the fingerprint of a certificate in x-forwarded-client-cert.
-var hash = regexp.MustCompile(`Hash=[0-9a-f]{64}`)
+// ofMesh is what differs from mesh to mesh: a certificate, and its fingerprint, in x-forwarded-client-cert.
+var ofMesh = regexp.MustCompile(`(Hash|Cert)=("-----BEGIN[^"]*"|[0-9a-f]{64})`)
 
 func (o observation) headers(prefix string, h http.Header) {
 	for name, values := range h {
@@ -55,7 +55,7 @@ func (o observation) headers(prefix string, h http.Header) {
 		if name == "set-cookie" {
 			value = cookieValue.ReplaceAllString(value, `$1="*"`)
 		}
-		o.set(prefix+name, hash.ReplaceAllString(value, "Hash=*"))
+		o.set(prefix+name, ofMesh.ReplaceAllString(value, "$1=*"))
 	}
 }
 
