@@ -28,7 +28,7 @@ const (
 
 // errUp says that a cluster is up; errDown that it is not.
 var (
-	errUp   = errors.New("it is up")
+	errUp   = errors.New("it is up already; bin/cluster down ends it")
 	errDown = errors.New("it is not up: make cluster")
 )
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,8 +13,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/lateen-mesh/lateen/test/cluster/cgroup"
 )
 
 // watched are paths of the machine that the components of a cluster would use or change if they could.
@@ -110,18 +109,7 @@ func (r *rig) testNothing(seen traces, before map[string]string) {
 	if strings.Contains(string(mounts), r.at.folder) {
 		t.Errorf("something is mounted:\n%s", mounts)
 	}
-	hierarchies, err := cgroup.Hierarchies()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, h := range hierarchies {
-		if _, err := os.Stat(filepath.Join(h.Path, "lateen-"+r.at.name)); err == nil {
-			t.Errorf("a group is left in %s", h.Path)
-		}
-	}
-	if _, err := os.Stat(r.at.own()); err == nil {
-		t.Errorf("folder %s is left", r.at.own())
-	}
+	r.at.gone(t)
 	if diff := cmp.Diff(before, settings(t)); diff != "" {
 		t.Errorf("the machine differs (-before +after):\n%s", diff)
 	}
@@ -145,22 +133,29 @@ func processes(t *testing.T) []int {
 // descends says whether a process is a child of another, or a child's child.
 func descends(pid, from int) bool {
 	for pid > 1 {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			return false
-		}
-		// The name, in parentheses, may contain anything (proc_pid_stat(5)).
-		rest := string(text[strings.LastIndexByte(string(text), ')')+1:])
-		parent, err := strconv.Atoi(strings.Fields(rest)[1])
-		if err != nil {
-			return false
-		}
-		if parent == from {
+		if pid = parent(pid); pid == from {
 			return true
 		}
-		pid = parent
 	}
 	return false
+}
+
+// parent is 0 for a process that has ended.
+func parent(pid int) int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The name, in parentheses, may contain anything (proc_pid_stat(5)).
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 2 {
+		return 0
+	}
+	of, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return 0
+	}
+	return of
 }
 
 func namespacesOf(pid int) []string {

@@ -10,6 +10,7 @@ package node
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/json"
 	"fmt"
@@ -91,8 +92,10 @@ func Write(cfg Config, secrets Secrets) error {
 		"/etc/hostname":                 []byte(cfg.Name + "\n"),
 		"/etc/hosts":                    fmt.Appendf(nil, "127.0.0.1 localhost\n%s %s\n", cfg.Address.Addr(), cfg.Name),
 		"/etc/resolv.conf":              []byte("# nothing outside of the cluster has a name\n"),
-		"/etc/passwd":                   []byte("root:x:0:0:root:/root:/bin/sh\n"),
-		"/etc/group":                    []byte("root:x:0:\n"),
+		// Machines are told apart by it (machine-id(5)).
+		"/etc/machine-id": fmt.Appendf(nil, "%x\n", machineID(cfg.Group)),
+		"/etc/passwd":     []byte("root:x:0:0:root:/root:/bin/sh\n"),
+		"/etc/group":      []byte("root:x:0:\n"),
 	}
 	for path, text := range map[string]string{
 		kubeFolder + "/containerd.toml":      containerdFile,
@@ -123,6 +126,12 @@ func Write(cfg Config, secrets Secrets) error {
 		}
 	}
 	return nil
+}
+
+// machineID is a name's own, as 128 bits.
+func machineID(name string) []byte {
+	sum := sha256.Sum256([]byte(name))
+	return sum[:16]
 }
 
 // Encode is how a Config reaches Prepare: one line on its standard input.

@@ -53,6 +53,7 @@ func mountRoot(cfg Config) error {
 	m.mount(filepath.Join(cfg.Logs, cfg.Name+"-pods"), "/var/log/pods", "", unix.MS_BIND, "")
 	m.folder("/tmp", 0o1777)
 	m.folder("/root", 0o700)
+	m.folder(kubeFolder+"/manifests", 0o755)
 	m.link("/run", "/var/run")
 	m.plugins()
 	m.settings()
