@@ -64,6 +64,18 @@ type sessions struct {
 	cache tls.ClientSessionCache
 }
 
+// ForConnection returns a configuration of ClientTLS for one connection that begins now. A ticket that arrives on it after
+// the holder's credentials have changed is not remembered: its session would prove what was so before.
+func ForConnection(cfg *tls.Config) *tls.Config {
+	s, ok := cfg.ClientSessionCache.(*sessions)
+	if !ok {
+		return cfg
+	}
+	cfg = cfg.Clone()
+	cfg.ClientSessionCache = s.current()
+	return cfg
+}
+
 // Get implements tls.ClientSessionCache.
 func (s *sessions) Get(key string) (*tls.ClientSessionState, bool) { return s.current().Get(key) }
 

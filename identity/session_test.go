@@ -80,6 +80,26 @@ func TestResumption(t *testing.T) {
 	}
 }
 
+// TestLateTickets: what arrives on a connection that was made before a renewal is not used after it.
+func TestLateTickets(t *testing.T) {
+	for _, renewed := range []bool{false, true} {
+		r := newResumption(t, tls.VersionTLS13)
+		cfg := identity.ForConnection(r.cliTLS)
+		if renewed {
+			if err := r.client.Set(r.old.issue(workload(t, alice)), r.client.Current().Bundle); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cfg.ClientSessionCache.Put("late", &tls.ClientSessionState{})
+		if _, there := r.cliTLS.ClientSessionCache.Get("late"); there == renewed {
+			t.Errorf("renewed: %v, remembered: %v", renewed, there)
+		}
+	}
+	if cfg := (&tls.Config{}); identity.ForConnection(cfg) != cfg {
+		t.Error("a configuration of another kind is not itself")
+	}
+}
+
 // A client that keeps its session, as other proxies do, must not get in with it
 // after its root has gone.
 func TestResumptionDoesNotOutliveTheRoot(t *testing.T) {

@@ -199,7 +199,7 @@ func (w *worker) dialTunnels(p hbone.Peer, timeout time.Duration, done func(*loo
 		}
 		d := &tunnelDialing{done: done}
 		c.SetHandler(d)
-		c.StartTLSClient(w.p.tunnelClientTLS(p.Identities), handshakeWait, func(err error) {
+		c.StartTLSClient(identity.ForConnection(w.p.tunnelClientTLS(p.Identities)), handshakeWait, func(err error) {
 			if err != nil {
 				d.finish(nil, tlsReason(err), fmt.Errorf("handshake with %s: %w", p.Addr, err))
 				return

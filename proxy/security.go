@@ -12,9 +12,11 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"weak"
 
 	"github.com/lateen-mesh/lateen/identity"
 	"github.com/lateen-mesh/lateen/plan"
@@ -28,11 +30,11 @@ type tlsConfigs struct {
 	holder *identity.Holder
 
 	mu      sync.Mutex
-	mesh    *tls.Config            // of chains that take HTTP
-	bytes   *tls.Config            // of the mesh's other chains
-	tunnel  *tls.Config            // of the port for tunnels
-	tunnels map[string]*tls.Config // of tunnels' clients, by the identities that the server must have one of
-	servers map[*plan.Chain]*tls.Config
+	mesh    *tls.Config                              // of chains that take HTTP
+	bytes   *tls.Config                              // of the mesh's other chains
+	tunnel  *tls.Config                              // of the port for tunnels
+	tunnels map[string]*tls.Config                   // of tunnels' clients, by the identities that the server must have one of
+	servers map[weak.Pointer[plan.Chain]]*tls.Config // an entry goes with its chain
 	clients map[clientKey]*tls.Config
 }
 
@@ -62,7 +64,8 @@ func (p *Proxy) serverTLS(c *table.Chain) (*tls.Config, error) {
 		}
 		return t.mesh, nil
 	}
-	if cfg := t.servers[c.Plan]; cfg != nil {
+	key := weak.Make(c.Plan)
+	if cfg := t.servers[key]; cfg != nil {
 		return cfg, nil
 	}
 	cfg, err := p.ordinaryServer(c.Plan)
@@ -70,16 +73,25 @@ func (p *Proxy) serverTLS(c *table.Chain) (*tls.Config, error) {
 		return nil, fmt.Errorf("chain %q (%s): %w", c.Plan.Name, c.Plan.Origin, err)
 	}
 	if t.servers == nil || len(t.servers) >= cacheMax {
-		t.servers = map[*plan.Chain]*tls.Config{}
+		t.servers = map[weak.Pointer[plan.Chain]]*tls.Config{}
 	}
-	t.servers[c.Plan] = cfg
+	t.servers[key] = cfg
+	runtime.AddCleanup(c.Plan, t.forgetServer, key)
 	return cfg, nil
+}
+
+// forgetServer drops the configuration of a chain that is gone.
+func (t *tlsConfigs) forgetServer(key weak.Pointer[plan.Chain]) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.servers, key)
 }
 
 // ordinaryServer is a gateway's TLS with a certificate of its own. The certificate is looked up at each handshake,
 // so that a new secret needs no new connection, and on the handshake's goroutine, because it may be read from files.
 func (p *Proxy) ordinaryServer(c *plan.Chain) (*tls.Config, error) {
-	t := &c.TLS
+	orders := c.TLS // so that what is made does not keep the chain
+	t := &orders
 	cfg := identity.BaseTLS(t.ALPN)
 	if len(t.ALPN) == 0 && c.HTTP != nil {
 		cfg.NextProtos = []string{"h2", "http/1.1"}

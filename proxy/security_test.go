@@ -7,12 +7,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/table"
 )
 
 // slowFile makes a file whose reader waits until text is written: a named pipe.
@@ -150,4 +152,34 @@ func TestCertificateFileMissing(t *testing.T) {
 		t.Error("a connection was made without a certificate")
 	}
 	r.await("the cause told", func(*worker) bool { return strings.Contains(r.logs.String(), "read serverCertificate and privateKey") })
+}
+
+// TestServerTLSGoesWithItsChain: configurations of chains that are in force no more are not held.
+func TestServerTLSGoesWithItsChain(t *testing.T) {
+	r := startRig(t)
+	count := func() int {
+		r.p.tls.mu.Lock()
+		defer r.p.tls.mu.Unlock()
+		return len(r.p.tls.servers)
+	}
+	chain := func() *table.Chain {
+		return &table.Chain{Plan: &plan.Chain{Name: "https", TLS: plan.ServerTLS{Mode: plan.TLSSimple, CertFile: "/c", KeyFile: "/k"}}}
+	}
+	stays := chain()
+	first, err := r.p.serverTLS(stays)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		if _, err := r.p.serverTLS(chain()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.await("the others gone", func(*worker) bool {
+		runtime.GC()
+		return count() == 1
+	})
+	if again, err := r.p.serverTLS(stays); err != nil || again != first {
+		t.Errorf("%v, a configuration is made again although its chain is in force", err)
+	}
 }

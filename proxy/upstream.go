@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lateen-mesh/lateen/identity"
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/proxy/balance"
 	"github.com/lateen-mesh/lateen/proxy/hbone"
@@ -292,7 +293,11 @@ func (p *Proxy) clientTLS(t target) (*tls.Config, error) {
 		alpn = t.alpn(mesh)
 	}
 	if mesh {
-		return p.meshClient(t, alpn)
+		cfg, err := p.meshClient(t, alpn)
+		if err != nil {
+			return nil, err
+		}
+		return identity.ForConnection(cfg), nil
 	}
 	cfg, err := p.ordinaryClient(t.cluster.Plan(), alpn)
 	if err != nil || cfg.ServerName != "" {
