@@ -94,10 +94,8 @@ func rssMiB() float64 {
 
 // openAdmin opens the admin page (loopback and Unix socket), the metrics and the health ports.
 func (p *Proxy) openAdmin(run func(string, func(context.Context) error)) error {
-	metrics := http.NewServeMux()
-	metrics.Handle("GET /stats/prometheus", p.metricsHandler())
-	metrics.Handle("GET /metrics", p.metricsHandler())
-	metrics.HandleFunc("GET /healthz/ready", p.serveReady)
+	own := http.NewServeMux()
+	own.Handle("GET /stats/prometheus", p.metricsHandler(true))
 	health := http.NewServeMux()
 	health.HandleFunc("GET /healthz/ready", p.serveReady)
 	var listeners []net.Listener
@@ -116,8 +114,9 @@ func (p *Proxy) openAdmin(run func(string, func(context.Context) error)) error {
 		h    http.Handler
 	}{
 		{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), PortAdmin), p.adminTCP()},
-		{netip.AddrPortFrom(netip.IPv6Unspecified(), PortMetrics), metrics},
+		{netip.AddrPortFrom(netip.IPv6Unspecified(), PortMetrics), p.statusMux()},
 		{netip.AddrPortFrom(netip.IPv6Unspecified(), PortHealth), health},
+		{netip.AddrPortFrom(netip.IPv6Unspecified(), PortScrape), own},
 	} {
 		l, err := net.Listen("tcp", a.addr.String())
 		if err != nil {
@@ -165,10 +164,49 @@ func (p *Proxy) serveHTTP(ctx context.Context, l net.Listener, h http.Handler) e
 	return nil
 }
 
-func (p *Proxy) metricsHandler() http.Handler {
+// statusMux is for PortMetrics, which Kubernetes and Prometheus reach from outside. What ends or empties the proxy is
+// for the processes beside it only.
+func (p *Proxy) statusMux() *http.ServeMux {
+	mux := http.NewServeMux()
+	metrics := p.metricsHandler(!p.app.Scraped())
+	if p.app.Scraped() {
+		metrics = p.app.Metrics(metrics, func(err error) { p.logs.loops.Warn("the application's metrics are left out", "cause", err) })
+	}
+	mux.Handle("GET /stats/prometheus", metrics)
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /healthz/ready", p.serveReady)
+	mux.Handle("GET /app-health/", p.app)
+	mux.Handle("GET /app-lifecycle/", p.app)
+	mux.Handle("POST /drain", beside(func(http.ResponseWriter, *http.Request) { p.announce() }))
+	mux.Handle("POST /quitquitquit", beside(func(http.ResponseWriter, *http.Request) {
+		select {
+		case p.quit <- struct{}{}:
+		default: // it has been asked for
+		}
+	}))
+	return mux
+}
+
+// beside serves who calls from the same network namespace.
+func beside(serve http.HandlerFunc) http.Handler {
+	return http.NewCrossOriginProtection().Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil || !from.Addr().Unmap().IsLoopback() {
+			http.Error(w, "only processes beside the proxy may ask for that: call 127.0.0.1", http.StatusForbidden)
+			return
+		}
+		serve(w, r)
+	}))
+}
+
+// metricsHandler serves our metrics; process tells whether with those of the program, which an application's own would
+// collide with.
+func (p *Proxy) metricsHandler(process bool) http.Handler {
 	reg := prometheus.NewRegistry()
+	if process {
+		reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	}
 	reg.MustRegister(
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		scrape.New(scrape.Config{Registry: p.metrics, Component: "proxy", Tag: version(), Counters: []scrape.Counter{
 			{Name: accesslog.MetricDropped, Help: "Access log lines that found no room.", Read: p.logs.dropped},
 			{Name: export.MetricDropped, Help: "Spans that found no room.", Read: p.spans.dropped},
@@ -243,7 +281,7 @@ func (p *Proxy) adminMux(profiles bool) *http.ServeMux {
 	mux.HandleFunc("GET /config", p.serveConfig)
 	mux.HandleFunc("GET /edges", p.serveEdges)
 	mux.HandleFunc("GET /ready", p.serveReady)
-	mux.Handle("GET /stats/prometheus", p.metricsHandler())
+	mux.Handle("GET /stats/prometheus", p.metricsHandler(true))
 	mux.Handle("POST /reopen_logs", http.NewCrossOriginProtection().Handler(http.HandlerFunc(p.serveReopen)))
 	return mux
 }

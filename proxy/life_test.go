@@ -97,7 +97,6 @@ func TestDrain(t *testing.T) {
 	stops := []func() int64{load(t, h1, "http://"+r.addr+"/", 4), load(t, h2, "http://"+r.addr+"/", 4)}
 	r.await("load", func(*worker) bool { return len(r.p.metrics.Snapshot().Requests) > 0 })
 	r.p.draining.Store(true)
-	r.p.left.Store(1)
 	r.onLoop((*worker).drain)
 	busy.send("b")
 	if res, body := busy.response("POST"); body != "ab" || !res.Close {
@@ -111,6 +110,11 @@ func TestDrain(t *testing.T) {
 	}
 	h1.CloseIdleConnections()
 	h2.CloseIdleConnections()
+	if _, body := fetch(t, h1, request(t, "GET", "http://"+r.addr+"/", nil)); body != "" {
+		t.Errorf("a new connection is answered %q while the end is only announced", body)
+	}
+	r.p.left.Store(1)
+	r.onLoop((*worker).end)
 	select {
 	case <-r.p.drainedAll:
 	case <-time.After(10 * time.Second):

@@ -14,9 +14,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +28,7 @@ import (
 	"github.com/lateen-mesh/lateen/identity/agent"
 	"github.com/lateen-mesh/lateen/identity/channel"
 	"github.com/lateen-mesh/lateen/plan"
+	"github.com/lateen-mesh/lateen/proxy/probe"
 	"github.com/lateen-mesh/lateen/proxy/table"
 	"github.com/lateen-mesh/lateen/telemetry/metrics"
 	"github.com/lateen-mesh/lateen/xds/client"
@@ -39,6 +43,7 @@ const (
 	PortTunnel   = plan.PortHBONE
 	PortHealth   = 15021
 	PortDNS      = 15053
+	PortScrape   = 15090 // the proxy's own metrics
 )
 
 // Mark is the SO_MARK of the proxy's own connections, which the capture rules let pass (Istio's 1337).
@@ -70,6 +75,10 @@ type Config struct {
 	ControlName string
 	Roots       []byte // PEM: whom to believe at the start
 	Token       string // one-time join token
+	// TokenFile holds a token instead that others renew (a bound token of Kubernetes): it is read each time.
+	TokenFile string
+	// App is what is done for the application on PortMetrics: its probes and its metrics. Its Address and Mark are ours.
+	App probe.Config
 
 	// Inherited are listening sockets that were opened by somebody else: port or "admin" to file descriptor.
 	Inherited map[string]int
@@ -148,6 +157,8 @@ type Proxy struct {
 	connected   atomic.Bool
 	draining    atomic.Bool
 	drainedAll  chan struct{}
+	quit        chan struct{} // gets something when the end is asked for over HTTP
+	app         *probe.Handler
 	left        atomic.Int32 // workers with open connections, while draining
 	gateways    gateways
 
@@ -172,8 +183,11 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.TrustDomain == "" {
 		cfg.TrustDomain = "cluster.local"
 	}
-	p := &Proxy{cfg: cfg, started: time.Now(), ready: make(chan struct{}), drainedAll: make(chan struct{}), metrics: metrics.New(metrics.Config{})}
+	p := &Proxy{cfg: cfg, started: time.Now(), ready: make(chan struct{}), drainedAll: make(chan struct{}), quit: make(chan struct{}, 1), metrics: metrics.New(metrics.Config{})}
 	if err := p.initIdentity(); err != nil {
+		return nil, err
+	}
+	if err := p.initApp(); err != nil {
 		return nil, err
 	}
 	p.table = table.New(table.Config{
@@ -188,6 +202,16 @@ func New(cfg Config) (*Proxy, error) {
 	p.unknown = p.table.Unknown()
 	p.passthrough = p.unknown.Chains[0].TCP.Choose(0)
 	return p, nil
+}
+
+func (p *Proxy) initApp() (err error) {
+	cfg := p.cfg.App
+	cfg.Mark = p.cfg.Mark
+	if len(p.cfg.Addresses) > 0 {
+		cfg.Address = p.cfg.Addresses[0]
+	}
+	p.app, err = probe.New(cfg)
+	return err
 }
 
 func (p *Proxy) initIdentity() error {
@@ -205,12 +229,29 @@ func (p *Proxy) initIdentity() error {
 	id := identity.ID{TrustDomain: p.cfg.TrustDomain, Namespace: p.cfg.Namespace, ServiceAccount: p.cfg.ServiceAccount}
 	p.agent, err = agent.New(agent.Config{
 		Channel: p.channel, ID: id, Holder: p.holder, Logger: p.cfg.Logger, TTL: p.cfg.CertificateTTL,
-		Token: func(context.Context) (string, error) { return p.cfg.Token, nil },
+		Token: p.token,
 	})
 	if err != nil {
 		return fmt.Errorf("prepare the identity agent: %w", err)
 	}
 	return nil
+}
+
+// tokenMax bounds a token in bytes.
+const tokenMax = 16 << 10
+
+// token is what proves the identity while there is no certificate.
+func (p *Proxy) token(context.Context) (string, error) {
+	if p.cfg.TokenFile == "" {
+		return p.cfg.Token, nil
+	}
+	f, err := os.Open(p.cfg.TokenFile)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, tokenMax))
+	return strings.TrimSpace(string(text)), err
 }
 
 // Run obeys the plan until ctx ends, then drains and returns when all that it started has ended.
@@ -256,6 +297,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		p.drain()
+	case <-p.quit:
+		p.drain()
 	case failed = <-errs:
 	}
 	stop()
@@ -300,12 +343,22 @@ func (p *Proxy) markReady() {
 // Ready is closed when the proxy has its identity and its first orders.
 func (p *Proxy) Ready() <-chan struct{} { return p.ready }
 
+// announce tells the other ends of open connections to take their requests elsewhere, and the kubelet that we are not
+// ready. New connections are still served: others learn only by and by that they should not come here.
+func (p *Proxy) announce() {
+	if p.draining.CompareAndSwap(false, true) {
+		for _, w := range p.workers {
+			w.loop.Post(w.drain)
+		}
+	}
+}
+
 // drain lets open connections end, for a bounded time.
 func (p *Proxy) drain() {
-	p.draining.Store(true)
+	p.announce()
 	p.left.Store(int32(len(p.workers)))
 	for _, w := range p.workers {
-		w.loop.Post(w.drain)
+		w.loop.Post(w.end)
 	}
 	select {
 	case <-p.drainedAll:

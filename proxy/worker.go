@@ -48,7 +48,8 @@ type worker struct {
 	bodies      bodies
 	mirrors     int
 	draining    bool
-	empty       bool // while draining: nothing is open any more
+	ending      bool // draining, and the proxy is told when nothing is open any more
+	empty       bool // while ending: nothing is open any more
 	sweeper     loop.Timer
 	trimmed     time.Time // when trim was called last
 
@@ -142,12 +143,17 @@ func (w *worker) drain() {
 	for t := range w.peersIn {
 		t.drain()
 	}
+}
+
+// end has the proxy told when nothing is open any more.
+func (w *worker) end() {
+	w.ending = true
 	w.connectionGone()
 }
 
-// connectionGone tells the proxy when a draining worker has nothing left to do.
+// connectionGone tells the proxy when a worker at its end has nothing left to do.
 func (w *worker) connectionGone() {
-	if w.draining && len(w.downstreams)+len(w.relays)+len(w.sessions) == 0 {
+	if w.ending && len(w.downstreams)+len(w.relays)+len(w.sessions) == 0 {
 		w.p.drained(w)
 	}
 }
