@@ -1,9 +1,10 @@
 // Command lateen-proxy is the data plane: the proxy of one sidecar or gateway.
 //
 // In: its configuration, proxy.Config as JSON, from a file, or from standard input so that its join token is never
-// seen on a disk or a command line; then connections, and orders from the control plane. Out: bytes to where the
-// orders say, and its log on standard error. SIGTERM and SIGINT end it after the open connections, or some seconds;
-// SIGUSR1 has the access logs opened anew after a log rotation.
+// seen on a disk or a command line, or in a pod of Kubernetes (--kubernetes) from its environment and files; then
+// connections, and orders from the control plane. Out: bytes to where the orders say, and its log on standard error.
+// SIGTERM and SIGINT end it after the open connections, or some seconds; SIGUSR1 has the access logs opened anew after a log rotation. `lateen-proxy wait` and `lateen-proxy drain` ask the proxy
+// that runs beside them (beside.go).
 package main
 
 import (
@@ -33,6 +34,7 @@ const (
 
 func main() {
 	config := flag.String("config", "", "file with the configuration as JSON; - is standard input")
+	role := flag.String("kubernetes", "", "be configured by the pod that this is in, as `sidecar|gateway`")
 	level := slog.LevelInfo
 	flag.TextVar(&level, "log", slog.LevelInfo, "least level that is logged: DEBUG, INFO, WARN or ERROR")
 	contention := flag.Bool("contention", false, "record where goroutines wait, for the profiles mutex and block of the admin page")
@@ -41,24 +43,31 @@ func main() {
 		runtime.SetMutexProfileFraction(mutexFraction)
 		runtime.SetBlockProfileRate(blockRate)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
+	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt) // until the program ends
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	if command := flag.Arg(0); command != "" {
+		exit(beside(ctx, command, "127.0.0.1"), logger)
+	}
 	if limit, err := limits.Memory(); err != nil {
 		logger.Warn("memory is not limited", "cause", err)
 	} else if limit > 0 {
 		logger.Info("memory is limited as by the cgroup", "bytes", limit)
 	}
-	if err := run(ctx, *config, logger); err != nil {
+	exit(run(ctx, *config, *role, logger), logger)
+}
+
+// exit ends the program.
+func exit(err error, logger *slog.Logger) {
+	if err != nil {
 		logger.Error("the proxy ends", "cause", err)
-		stop()
 		os.Exit(1)
 	}
+	os.Exit(0)
 }
 
 // run obeys until ctx ends.
-func run(ctx context.Context, path string, logger *slog.Logger) error {
-	cfg, err := read(path, os.Stdin)
+func run(ctx context.Context, path, role string, logger *slog.Logger) error {
+	cfg, err := configure(path, role)
 	if err != nil {
 		return err
 	}
@@ -69,6 +78,16 @@ func run(ctx context.Context, path string, logger *slog.Logger) error {
 	}
 	defer onRotation(p.ReopenLogs)()
 	return p.Run(ctx)
+}
+
+func configure(path, role string) (proxy.Config, error) {
+	if role == "" {
+		return read(path, os.Stdin)
+	}
+	if err := validRole(role); err != nil {
+		return proxy.Config{}, err
+	}
+	return pod{env: os.Getenv, root: "/"}.config(role)
 }
 
 // read reads the configuration.
