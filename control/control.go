@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -27,6 +28,7 @@ import (
 	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/compile"
 	"github.com/lateen-mesh/lateen/identity/ca"
+	"github.com/lateen-mesh/lateen/inject"
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/source"
 	"github.com/lateen-mesh/lateen/source/dir"
@@ -52,7 +54,12 @@ type Config struct {
 	// API is the path of the Unix socket for the command line.
 	API         string
 	TrustDomain string // empty: cluster.local
-	Logger      *slog.Logger
+	// Names are DNS names by which the control plane is called besides ServerName, such as lateend.istio-system.svc.
+	Names []string
+	// Inject, unless nil, has Kubernetes' webhooks served, on the address Webhooks (empty: DefaultWebhooks).
+	Inject   *inject.Config
+	Webhooks string
+	Logger   *slog.Logger
 }
 
 // Control is one control plane.
@@ -73,7 +80,8 @@ type Control struct {
 	grants    *grants
 	source    *planSource
 	started   time.Time
-	addr      string // what proxies connect to
+	addr      string                 // what proxies connect to
+	webhooks  atomic.Pointer[string] // what the API server connects to; nil: not yet
 
 	mu         sync.Mutex // the picture: one change at a time
 	builder    *mesh.Builder
@@ -96,6 +104,12 @@ func New(cfg Config) (*Control, error) {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	cfg.Webhooks = cmp.Or(cfg.Webhooks, DefaultWebhooks)
+	if cfg.Inject != nil {
+		if err := cfg.Inject.Validate(); err != nil {
+			return nil, fmt.Errorf("configure injection: %w", err)
+		}
 	}
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state folder: %w", err)
@@ -217,7 +231,7 @@ func (c *Control) Run(ctx context.Context) error {
 	if a, err := netip.ParseAddr(host); err == nil && !a.IsUnspecified() {
 		ips = append(ips, a)
 	}
-	cert, err := c.authority.ServerCertificate([]string{ServerName, "localhost"}, ips)
+	cert, err := c.authority.ServerCertificate(append([]string{ServerName, "localhost"}, c.cfg.Names...), ips)
 	if err != nil {
 		return fmt.Errorf("make the control plane's certificate: %w", err)
 	}
@@ -248,6 +262,9 @@ func (c *Control) Run(ctx context.Context) error {
 	run("workloads", func(ctx context.Context) error { return c.registry.run(ctx, c.connected) })
 	run("housekeeping", c.sweep)
 	run("API", c.serveAPI)
+	if c.cfg.Inject != nil {
+		run("webhooks", c.serveWebhooks)
+	}
 	group.Go(func() {
 		select {
 		case <-c.read: // what proxies are told before that would take from them what they have

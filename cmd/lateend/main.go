@@ -13,6 +13,7 @@ import (
 
 	"github.com/lateen-mesh/lateen/cmd/limits"
 	"github.com/lateen-mesh/lateen/control"
+	"github.com/lateen-mesh/lateen/inject"
 	"github.com/lateen-mesh/lateen/source/kube"
 )
 
@@ -31,6 +32,20 @@ func main() {
 	flag.StringVar(&cfg.Listen, "listen", "127.0.0.1:15012", "`address` for proxies")
 	flag.StringVar(&cfg.API, "api", "", "Unix `socket` for the command line")
 	flag.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust `domain` of the mesh's identities")
+	flag.Func("name", "DNS `name` in the control plane's certificate besides lateend; may be repeated", func(name string) error {
+		cfg.Names = append(cfg.Names, name)
+		return nil
+	})
+	flag.Func("inject", "`file` of the configuration of injection: serve Kubernetes' webhooks", func(file string) error {
+		text, err := readFile(file)
+		if err != nil {
+			return err
+		}
+		read, err := inject.ReadConfig(text)
+		cfg.Inject = &read
+		return err
+	})
+	flag.StringVar(&cfg.Webhooks, "webhooks", control.DefaultWebhooks, "`address` for the API server's webhooks")
 	flag.Parse()
 	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if limit, err := limits.Memory(); err != nil {

@@ -1,0 +1,62 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/lateen-mesh/lateen/identity"
+	"github.com/lateen-mesh/lateen/inject"
+)
+
+// DefaultWebhooks is where the API server calls, Istio's port.
+const DefaultWebhooks = ":15017"
+
+// The times of the webhooks' server; the API server itself waits no longer than some seconds.
+const (
+	webhookTimeout = 10 * time.Second
+	webhookIdle    = 2 * time.Minute
+	webhookHeaders = 64 << 10
+)
+
+// serveWebhooks serves the API server's admission reviews over TLS until ctx ends. The certificate is the authority's
+// and renews itself; whoever registers the webhook gives the API server WebhookRoots to believe.
+func (c *Control) serveWebhooks(ctx context.Context) error {
+	injector, err := inject.New(*c.cfg.Inject)
+	if err != nil {
+		return err
+	}
+	cert, err := c.authority.ServerCertificate(append([]string{ServerName, "localhost"}, c.cfg.Names...), nil)
+	if err != nil {
+		return fmt.Errorf("make the webhooks' certificate: %w", err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.cfg.Webhooks)
+	if err != nil {
+		return fmt.Errorf("listen for the API server: %w; name another address with --webhooks", err)
+	}
+	c.webhooks.Store(new(l.Addr().String()))
+	mux := http.NewServeMux()
+	hook := inject.NewWebhook(injector, c.log)
+	mux.Handle(inject.Path, hook)
+	mux.Handle(inject.Path+"/", hook)
+	tls := identity.BaseTLS([]string{"h2", "http/1.1"})
+	tls.GetCertificate = cert.GetCertificate
+	s := &http.Server{
+		Handler: mux, TLSConfig: tls, ReadTimeout: webhookTimeout, WriteTimeout: webhookTimeout, IdleTimeout: webhookIdle,
+		MaxHeaderBytes: webhookHeaders, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug), // of whoever calls the port
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	c.log.Info("webhooks ready", "listen", l.Addr())
+	if err := s.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// WebhookRoots are whom the API server has to believe to call the webhooks (a registration's caBundle), PEM.
+func (c *Control) WebhookRoots() []byte { return c.authority.Bundle().PEM(c.cfg.TrustDomain) }
