@@ -31,7 +31,7 @@ var layers = map[string]string{
 	"proxy":     "plan xds/native xds/client identity telemetry",
 	"control":   "api inject source mesh compile plan xds identity telemetry",
 	"cli":       "api source mesh plan identity redirect telemetry",
-	"cmd":       "control inject source/kube cli proxy redirect identity",
+	"cmd":       "control inject source/kube cli plan proxy redirect identity",
 	"examples":  "",
 	"test":      "api source mesh compile plan xds identity redirect telemetry proxy control cli",
 }

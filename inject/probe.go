@@ -8,7 +8,7 @@ import (
 )
 
 // appProbe is what the proxy is told of a probe or a lifecycle handler of the application: Istio's format of
-// ISTIO_KUBE_APP_PROBERS (proxy/app reads it). Ports are numbers.
+// ISTIO_KUBE_APP_PROBERS (proxy/probe reads it). Ports are numbers.
 type appProbe struct {
 	HTTPGet        *core.HTTPGetAction   `json:"httpGet,omitempty"`
 	TCPSocket      *core.TCPSocketAction `json:"tcpSocket,omitempty"`
