@@ -112,11 +112,6 @@ func (j *job) environment(probes string) []core.EnvVar {
 	set("ISTIO_META_APP_CONTAINERS", strings.Join(j.applications(), ","))
 	set("ISTIO_KUBE_APP_PROBERS", probes)
 	set("ISTIO_PROMETHEUS_ANNOTATIONS", j.scrapeText())
-	if _, limited := j.settings.resources.Limits[core.ResourceMemory]; limited {
-		out = append(out, core.EnvVar{Name: "GOMEMLIMIT", ValueFrom: &core.EnvVarSource{
-			ResourceFieldRef: &core.ResourceFieldSelector{Resource: "limits.memory"},
-		}})
-	}
 	for _, key := range sortedKeys(j.settings.proxy.ProxyMetadata) {
 		if !slices.ContainsFunc(out, func(v core.EnvVar) bool { return v.Name == key }) {
 			set(key, j.settings.proxy.ProxyMetadata[key])

@@ -3,8 +3,8 @@
 // In: its configuration, proxy.Config as JSON, from a file, or from standard input so that its join token is never
 // seen on a disk or a command line, or in a pod of Kubernetes (--kubernetes) from its environment and files; then
 // connections, and orders from the control plane. Out: bytes to where the orders say, and its log on standard error.
-// SIGTERM and SIGINT end it after the open connections, or some seconds; SIGUSR1 has the access logs opened anew after a log rotation. `lateen-proxy wait` and `lateen-proxy drain` ask the proxy
-// that runs beside them (beside.go).
+// SIGTERM and SIGINT end it after the open connections, or some seconds; SIGUSR1 has the access logs opened anew after a
+// log rotation. `lateen-proxy wait` and `lateen-proxy drain` ask the proxy that runs beside them (beside.go).
 package main
 
 import (
