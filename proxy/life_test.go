@@ -193,9 +193,9 @@ func TestAbortsLeaveNothing(t *testing.T) {
 	}
 }
 
-// TestRequestAllocatesNothing: in steady state a GET over a connection that is kept costs the proxy no memory.
-func TestRequestAllocatesNothing(t *testing.T) {
-	addr := tcpServer(t, func(c *net.TCPConn) { // a server that allocates nothing either
+// frugal is an application that allocates nothing for a request.
+func frugal(t *testing.T) string {
+	return tcpServer(t, func(c *net.TCPConn) {
 		in, n := make([]byte, 4096), 0
 		answer := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok")
 		for {
@@ -211,13 +211,33 @@ func TestRequestAllocatesNothing(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestRequestAllocatesNothing: in steady state a GET over a connection that is kept costs the proxy no memory.
+func TestRequestAllocatesNothing(t *testing.T) {
+	addr := frugal(t)
 	c := cluster("c")
 	c[1].(*plan.Endpoints).Endpoints = []plan.Endpoint{endpointAt(addr, "w")}
 	r := newRig(t, to("c", func(p *plan.Rule) {
 		p.Timeout = time.Minute
 		p.Retry = &plan.Retry{Attempts: 2, On: plan.OnConnectFailure}
 	}), c...)
-	conn := dialRaw(t, r.addr)
+	allocatesNothing(t, r.addr)
+}
+
+// TestMuxAllocatesNothing: the same through two proxies that share connections.
+func TestMuxAllocatesNothing(t *testing.T) {
+	s := newSidecars(t, frugal(t), true, nil, nil)
+	allocatesNothing(t, s.at)
+	if all, mux := s.connections(); all != 1 || mux != 1 {
+		t.Errorf("%d connections, %d shared", all, mux)
+	}
+}
+
+// allocatesNothing sends GETs to addr, and fails if they cost this process memory.
+func allocatesNothing(t *testing.T, addr string) {
+	t.Helper()
+	conn := dialRaw(t, addr)
 	conn.in = bufio.NewReaderSize(conn.TCPConn, 64<<10)
 	ask := []byte("GET /a/b?c=d HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n")
 	buf := make([]byte, 4096)

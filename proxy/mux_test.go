@@ -194,6 +194,11 @@ func TestMuxIsNotSeen(t *testing.T) {
 		{"OPTIONS of the server", "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", spoken{answer: ok}},
 		{"a target with a host", "GET http://other/a HTTP/1.1\r\nHost: x\r\n\r\n", spoken{answer: ok}},
 		{"HTTP/1.0", "GET / HTTP/1.0\r\n\r\n", spoken{answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"}},
+		{
+			"a long head", "GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + strings.Repeat("v", 55<<10) + "\r\n\r\n",
+			spoken{answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Long: " + strings.Repeat("v", 55<<10) + "\r\n\r\nok"},
+		},
+		{"many fields", "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X-A: b\r\n", 85) + "\r\n", spoken{answer: "HTTP/1.1 200 OK\r\n" + strings.Repeat("X-A: b\r\n", 85) + "Content-Length: 2\r\n\r\nok"}},
 		{"an unknown method", "PROPFIND /a HTTP/1.1\r\nHost: x\r\n\r\n", spoken{answer: ok}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -42,7 +42,11 @@ type headReader struct {
 	method, scheme, authority, path, protocol text
 	status, host, length                      text
 	cookie, lower                             []byte
+	plain                                     plainText // of the strings that came in Huffman's code
 }
+
+// plainKeptMax is the most memory for plain that is kept for the next block, in bytes.
+const plainKeptMax = 16 << 10
 
 // text is a value that must not come twice.
 type text struct {
@@ -52,8 +56,12 @@ type text struct {
 
 // begin makes r ready for a block.
 func (r *headReader) begin(kind headKind, h *stream.Head, cfg *Config) {
+	if cap(r.plain) > plainKeptMax {
+		r.plain = nil
+	}
 	*r = headReader{
-		h: h, kind: kind, upgrades: cfg.ExtendedConnect, http1: cfg.HTTP1,
+		plain: r.plain[:0],
+		h:     h, kind: kind, upgrades: cfg.ExtendedConnect, http1: cfg.HTTP1,
 		bytesLeft: cfg.HeadBytesMax, fieldsLeft: cfg.HeadFieldsMax, cookie: r.cookie[:0], lower: r.lower[:0],
 	}
 }
