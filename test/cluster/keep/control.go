@@ -121,7 +121,7 @@ func (k *Keeper) startControlPlane(ctx context.Context) error {
 			return err
 		}
 	}
-	return k.apply(ctx)
+	return k.apply(ctx, addOns)
 }
 
 // component starts a part of the control plane, without which the cluster cannot go on.

@@ -56,8 +56,9 @@ type Keeper struct {
 	authority *pki.Authority
 	config    *rest.Config
 	client    *kubernetes.Clientset
-	images    []string
-	balancer  *balance.Balancer
+	// pause and nameServer are archives of the images that every node has.
+	pause, nameServer string
+	balancer          *balance.Balancer
 	// failed gets the first component that ended by itself.
 	failed chan error
 
@@ -146,7 +147,7 @@ func (k *Keeper) prepare() error {
 	return nil
 }
 
-// up starts the control plane and the nodes beside each other: a node needs an API server only once it has its images.
+// up starts the control plane and the nodes beside each other: a node needs an API server only for its kubelet.
 func (k *Keeper) up(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -173,6 +174,9 @@ func (k *Keeper) up(ctx context.Context) error {
 func (k *Keeper) addOns(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	if err := k.apply(ctx, nameServer); err != nil {
+		return err
+	}
 	for n := 1; n <= k.cfg.Layout.Nodes; n++ {
 		if err := k.awaitNode(ctx, n); err != nil {
 			return err

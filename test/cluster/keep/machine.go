@@ -143,18 +143,24 @@ func (k *Keeper) bringUp(ctx context.Context, n int, m *machine, cfg node.Config
 	if err != nil || strings.TrimSpace(line) != node.Runtime {
 		return fmt.Errorf("wait for containerd of %s: %q, %w", cfg.Name, line, err)
 	}
-	if err := k.load(ctx, m, k.images); err != nil {
+	if err := k.load(ctx, m, k.pause); err != nil {
 		return err
 	}
-	select {
-	case <-serving:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if _, err := io.WriteString(m.orders, "\n"); err != nil {
-		return fmt.Errorf("tell %s to go on: %w", cfg.Name, err)
-	}
-	return nil
+	// The name server's image is large, and on a busy disk takes as long as the kubelet's start.
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return k.load(ctx, m, k.nameServer) })
+	group.Go(func() error {
+		select {
+		case <-serving:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if _, err := io.WriteString(m.orders, "\n"); err != nil {
+			return fmt.Errorf("tell %s to go on: %w", cfg.Name, err)
+		}
+		return nil
+	})
+	return group.Wait()
 }
 
 // watch notices that a node has ended, killed or not.
@@ -255,27 +261,32 @@ func (k *Keeper) awaitReport(ctx context.Context, n int, since time.Time) error 
 
 // makeImages makes what every node needs before any pod runs.
 func (k *Keeper) makeImages() error {
-	l := k.cfg.Layout
-	for _, img := range []image.Image{
-		{Names: []string{node.PauseImage}, Files: []image.File{{From: l.Program("pause"), To: "/pause"}}},
-		{Names: []string{nameServerImage}, Files: []image.File{{From: l.Program("coredns"), To: "/coredns"}}},
-	} {
-		path := filepath.Join(l.Folder, filepath.Base(img.Files[0].To)+".tar")
-		file, err := os.Create(path)
-		if err != nil {
-			return fmt.Errorf("make image: %w", err)
-		}
-		err = image.Write(file, img)
-		if err = errors.Join(err, file.Close()); err != nil {
-			return fmt.Errorf("make image: %w", err)
-		}
-		k.images = append(k.images, path)
+	var err error
+	if k.pause, err = k.makeImage(node.PauseImage, "pause"); err != nil {
+		return err
 	}
-	return nil
+	k.nameServer, err = k.makeImage(nameServerImage, "coredns")
+	return err
+}
+
+// makeImage makes the archive of an image that is one of our programs.
+func (k *Keeper) makeImage(name, program string) (string, error) {
+	path := filepath.Join(k.cfg.Layout.Folder, program+".tar")
+	file, err := os.Create(path)
+	if err != nil {
+		return "", fmt.Errorf("make image: %w", err)
+	}
+	err = image.Write(file, image.Image{
+		Names: []string{name}, Files: []image.File{{From: k.cfg.Layout.Program(program), To: "/" + program}},
+	})
+	if err = errors.Join(err, file.Close()); err != nil {
+		return "", fmt.Errorf("make image: %w", err)
+	}
+	return path, nil
 }
 
 // load gives a node images from archives.
-func (k *Keeper) load(ctx context.Context, m *machine, archives []string) error {
+func (k *Keeper) load(ctx context.Context, m *machine, archives ...string) error {
 	pid := strconv.Itoa(m.process.cmd.Process.Pid)
 	socket := filepath.Join("/proc", pid, "root/run/containerd/containerd.sock")
 	for _, archive := range archives {
@@ -297,7 +308,7 @@ func (k *Keeper) loadAll(ctx context.Context, archives []string) error {
 	k.mu.Unlock()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, m := range all {
-		group.Go(func() error { return k.load(ctx, m, archives) })
+		group.Go(func() error { return k.load(ctx, m, archives...) })
 	}
 	return group.Wait()
 }

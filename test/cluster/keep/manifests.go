@@ -19,12 +19,19 @@ import (
 	"k8s.io/client-go/dynamic"
 )
 
+// addOns are the rights of kube-proxy and the name server, and the latter's configuration.
+//
 //go:embed files/addons.yaml
 var addOns string
 
-// apply makes the objects that every cluster has: the name server, and the rights of kube-proxy.
-func (k *Keeper) apply(ctx context.Context) error {
-	parsed, err := template.New("addons").Option("missingkey=error").Parse(addOns)
+// nameServer is the name server's Deployment, for nodes that have its image.
+//
+//go:embed files/coredns.yaml
+var nameServer string
+
+// apply makes objects that every cluster has.
+func (k *Keeper) apply(ctx context.Context, manifest string) error {
+	parsed, err := template.New("addons").Option("missingkey=error").Parse(manifest)
 	if err != nil {
 		return fmt.Errorf("read the cluster's add-ons: %w", err)
 	}
