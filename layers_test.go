@@ -23,6 +23,7 @@ var layers = map[string]string{
 	"plan":      "",
 	"redirect":  "",
 	"inject":    "api redirect",
+	"cni":       "redirect",
 	"telemetry": "",
 	"identity":  "telemetry",
 	"source":    "api mesh",
@@ -31,7 +32,7 @@ var layers = map[string]string{
 	"proxy":     "plan xds/native xds/client identity telemetry",
 	"control":   "api inject source mesh compile plan xds identity telemetry",
 	"cli":       "api source mesh plan identity redirect telemetry",
-	"cmd":       "control inject source/kube cli plan proxy redirect identity",
+	"cmd":       "control inject cni source/kube cli plan proxy redirect identity",
 	"examples":  "",
 	"test":      "api source mesh compile plan xds identity redirect telemetry proxy control cli",
 }
@@ -44,6 +45,7 @@ var budgets = map[string][]string{
 	"redirect":         {"k8s.io/", "google.golang.org/", "istio.io/", "net/http"},
 	"proxy":            {"k8s.io/", "istio.io/", "github.com/envoyproxy/", "google.golang.org/grpc"},
 	"cmd/lateen-proxy": {"k8s.io/", "istio.io/", "github.com/envoyproxy/", "google.golang.org/grpc"},
+	"cmd/lateen-cni":   {"k8s.io/", "google.golang.org/", "istio.io/", "net/http"},
 }
 
 type listed struct {
