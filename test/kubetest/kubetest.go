@@ -37,6 +37,8 @@ var started atomic.Int64
 type Config struct {
 	// Nodes is how many; zero: three.
 	Nodes int
+	// APIOnly wants an API server and controllers, but no nodes: no pod runs.
+	APIOnly bool
 	// Logs is a folder for what the components write; empty: they go with the cluster.
 	Logs string
 	// Progress gets a line for each step; nil: nobody.
@@ -70,10 +72,22 @@ type Cluster struct {
 // skipped where there can be no cluster.
 func Up(t testing.TB) *Cluster {
 	t.Helper()
+	return up(t, Config{})
+}
+
+// UpAPI is Up without nodes, for tests of what talks with an API server and needs no pod to run. It takes half the time.
+func UpAPI(t testing.TB) *Cluster {
+	t.Helper()
+	return up(t, Config{APIOnly: true})
+}
+
+func up(t testing.TB, cfg Config) *Cluster {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("a cluster takes its time: not with -short")
 	}
-	c, err := New(t.Context(), Config{Logs: filepath.Join(t.ArtifactDir(), "cluster"), Progress: t.Output()})
+	cfg.Logs, cfg.Progress = filepath.Join(t.ArtifactDir(), "cluster"), t.Output()
+	c, err := New(t.Context(), cfg)
 	if errors.Is(err, ErrUnavailable) {
 		t.Skip(err)
 	}
@@ -94,7 +108,10 @@ func New(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Nodes == 0 {
+	switch {
+	case cfg.APIOnly:
+		cfg.Nodes = 0
+	case cfg.Nodes == 0:
 		cfg.Nodes = 3
 	}
 	c := &Cluster{Name: fmt.Sprintf("t%d-%d", os.Getpid(), started.Add(1)), root: root, stderr: new(bytes.Buffer)}

@@ -68,3 +68,18 @@ func TestUp(t *testing.T) {
 		t.Errorf("an order that cannot be: %v", err)
 	}
 }
+
+// TestUpAPI keeps objects, and has the controllers that belong to them, where no pod can run.
+func TestUpAPI(t *testing.T) {
+	c := kubetest.UpAPI(t)
+	ctx := t.Context()
+	if err := c.Apply(ctx, manifest); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Kubectl(ctx, "wait", "--for=create", "pod", "-l", "app=web", "--timeout=1m"); err != nil {
+		t.Error("no controller made a pod: ", err)
+	}
+	if nodes, err := c.Kubectl(ctx, "get", "nodes", "-o", "name"); err != nil || nodes != "" {
+		t.Errorf("nodes %q, %v", nodes, err)
+	}
+}

@@ -158,6 +158,9 @@ func (k *Keeper) up(ctx context.Context) error {
 		return k.startControlPlane(ctx)
 	})
 	group.Go(func() error {
+		if k.cfg.Layout.Nodes == 0 {
+			return nil
+		}
 		if err := k.makeImages(); err != nil {
 			return err
 		}
@@ -174,6 +177,9 @@ func (k *Keeper) up(ctx context.Context) error {
 func (k *Keeper) addOns(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	if err := k.awaitAccount(ctx); err != nil || k.cfg.Layout.Nodes == 0 {
+		return err
+	}
 	if err := k.apply(ctx, nameServer); err != nil {
 		return err
 	}

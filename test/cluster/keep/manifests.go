@@ -77,9 +77,9 @@ func create(ctx context.Context, client dynamic.Interface, object *unstructured.
 	})
 }
 
-// awaitNameServer waits for the name server, and for the account that pods of the default namespace have.
+// awaitNameServer waits until there is a name server.
 func (k *Keeper) awaitNameServer(ctx context.Context) error {
-	if err := poll(ctx, "the name server", func(ctx context.Context) (bool, error) {
+	return poll(ctx, "the name server", func(ctx context.Context) (bool, error) {
 		got, err := k.client.AppsV1().Deployments(metav1.NamespaceSystem).Get(ctx, "coredns", metav1.GetOptions{})
 		if err != nil {
 			return false, err
@@ -90,9 +90,11 @@ func (k *Keeper) awaitNameServer(ctx context.Context) error {
 			}
 		}
 		return false, nil
-	}); err != nil {
-		return err
-	}
+	})
+}
+
+// awaitAccount waits for the account that pods of the default namespace have.
+func (k *Keeper) awaitAccount(ctx context.Context) error {
 	return poll(ctx, "the default account", func(ctx context.Context) (bool, error) {
 		_, err := k.client.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{})
 		return err == nil, err

@@ -38,7 +38,7 @@ type Layout struct {
 	Name string `json:"name"`
 	// Number, at most MaxNumber, decides its addresses.
 	Number int `json:"number"`
-	// Nodes is how many there are; they are counted from 1.
+	// Nodes is how many there are; they are counted from 1. Without any there is a control plane alone.
 	Nodes int `json:"nodes"`
 	// Folder is its own, removed with it.
 	Folder string `json:"folder"`
@@ -55,8 +55,8 @@ func (l Layout) Validate() error {
 		return fmt.Errorf("name %q: use at most 32 lower-case letters, digits and dashes", l.Name)
 	case l.Number < 0 || l.Number > MaxNumber:
 		return fmt.Errorf("number %d: use 0 to %d", l.Number, MaxNumber)
-	case l.Nodes < 1 || l.Nodes > MaxNodes:
-		return fmt.Errorf("%d nodes: use 1 to %d", l.Nodes, MaxNodes)
+	case l.Nodes < 0 || l.Nodes > MaxNodes:
+		return fmt.Errorf("%d nodes: use 0 to %d", l.Nodes, MaxNodes)
 	}
 	return nil
 }

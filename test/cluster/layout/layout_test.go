@@ -52,7 +52,7 @@ func TestValidate(t *testing.T) {
 		{Name: "", Nodes: 1},
 		{Name: "a/b", Nodes: 1},
 		{Name: "-a", Nodes: 1},
-		{Name: "a", Nodes: 0},
+		{Name: "a", Nodes: -1},
 		{Name: "a", Nodes: layout.MaxNodes + 1},
 		{Name: "a", Nodes: 1, Number: -1},
 		{Name: "a", Nodes: 1, Number: layout.MaxNumber + 1},
