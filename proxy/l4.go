@@ -163,12 +163,12 @@ func (s *session) dropEarly() {
 // wanted reports whether the session still waits for what the server says.
 func (e *early) wanted() bool { return !e.s.ended && e.s.early == e }
 
-// OnData: the server speaks first, so this is no HTTP and no TLS of ours. Where the client has begun what may become a
-// ClientHello, it waits.
-func (e *early) OnData(c *loop.Conn, _ []byte) int {
+// OnData: the server speaks first, so this is no HTTP and no TLS of ours, unless it is a server of HTTP/2: these do not
+// wait for the client either, whose turn it remains. Where the client has begun what may become a ClientHello, it waits.
+func (e *early) OnData(c *loop.Conn, p []byte) int {
 	switch {
 	case !e.wanted():
-	case e.s.stage == stageBytes && e.s.unread > 0:
+	case e.s.stage == stageBytes && e.s.unread > 0, servesHTTP2(p):
 		c.PauseRead()
 	case e.s.stage == stageBytes || e.s.stage == stageSniff:
 		e.s.relay()

@@ -58,6 +58,17 @@ func sniff(p []byte) guess {
 	return guessOther
 }
 
+// servesHTTP2 reports whether a server's first bytes are the SETTINGS frame with which those of HTTP/2 begin (RFC 9113
+// section 3.4): whole settings of six bytes each, no flags, stream 0. A frame's header comes in one piece in practice.
+func servesHTTP2(p []byte) bool {
+	const header, frameSettings, setting = 9, 4, 6
+	if len(p) < header {
+		return false
+	}
+	length := int(p[0])<<16 | int(p[1])<<8 | int(p[2])
+	return length <= 64*setting && length%setting == 0 && string(p[3:header]) == string([]byte{frameSettings, 0, 0, 0, 0, 0})
+}
+
 func sniffLine(p []byte) guess {
 	line, _, whole := bytes.Cut(p, []byte("\n"))
 	if !whole {

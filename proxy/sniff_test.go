@@ -1,8 +1,13 @@
 package proxy
 
 import (
+	"bufio"
+	"net"
+	"net/http"
 	"slices"
 	"testing"
+
+	"github.com/lateen-mesh/lateen/plan"
 )
 
 func TestSniff(t *testing.T) {
@@ -42,6 +47,27 @@ func TestSniff(t *testing.T) {
 	}
 }
 
+func TestServesHTTP2(t *testing.T) {
+	for _, tt := range []struct {
+		in   string
+		want bool
+	}{
+		{"\x00\x00\x00\x04\x00\x00\x00\x00\x00", true},
+		{"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64", true},
+		{"\x00\x00\x06\x04\x00\x00\x00\x00", false},           // not whole
+		{"\x00\x00\x05\x04\x00\x00\x00\x00\x00", false},       // part of a setting
+		{"\x00\x00\x00\x04\x01\x00\x00\x00\x00", false},       // an acknowledgement
+		{"\x00\x00\x00\x04\x00\x00\x00\x00\x01", false},       // on a stream
+		{"\x00\x40\x02\x04\x00\x00\x00\x00\x00", false},       // longer than there are settings
+		{"\x4a\x00\x00\x00\x0a8.0.36\x00\x08\x00\x00", false}, // MySQL's greeting
+		{"220 mail.example ESMTP\r\n", false},
+	} {
+		if got := servesHTTP2([]byte(tt.in)); got != tt.want {
+			t.Errorf("servesHTTP2(%q) = %v, want %v", tt.in, got, tt.want)
+		}
+	}
+}
+
 func FuzzSniff(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\n"))
 	f.Fuzz(func(t *testing.T, p []byte) {
@@ -54,4 +80,38 @@ func FuzzSniff(f *testing.F) {
 			t.Fatalf("changes its mind: %q", p)
 		}
 	})
+}
+
+// TestQuietClientOfHTTP2: a server of HTTP/2 speaks as soon as it is asked. That decides nothing: the client, who was
+// late, is served as HTTP.
+func TestQuietClientOfHTTP2(t *testing.T) {
+	settings := []byte("\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	app := tcpServer(t, func(c *net.TCPConn) {
+		if _, err := c.Write(settings); err != nil {
+			return
+		}
+		in := bufio.NewReader(c)
+		if req, err := http.ReadRequest(in); err == nil {
+			t.Errorf("%s %s came on the connection that was made before the client spoke", req.Method, req.URL)
+		}
+	})
+	r := sidecar(t, nil, "web")
+	c := dialRaw(t, r.outbound(func(chain *plan.Chain, _ *plan.Cluster, _ []plan.Endpoint) {
+		chain.HTTP.Inline.Hosts[0].Rules[0] = plan.Rule{Direct: &plan.DirectResponse{Code: 200, Body: "by a rule"}}
+	}, app))
+	var s *session
+	r.await("the server to be asked", func(w *worker) bool {
+		for s = range w.sessions {
+			return s.early != nil && s.early.c != nil
+		}
+		return false
+	})
+	r.onLoop(func(*worker) {
+		s.early.OnData(s.early.c, settings)
+		if s.stage != stageSniff {
+			t.Errorf("the connection is in stage %d; want the client to be waited for", s.stage)
+		}
+	})
+	c.send("GET / HTTP/1.1\r\nHost: svc\r\n\r\n")
+	c.expect("HTTP/1.1 200 OK\r\n")
 }
