@@ -98,13 +98,16 @@ type Bearer struct {
 func (b Bearer) Kind() string { return b.Name }
 
 // Authenticate implements Authenticator. Join tokens are left to Tokens.
-func (b Bearer) Authenticate(ctx context.Context, _ []byte) (identity.ID, error) {
+func (b Bearer) Authenticate(ctx context.Context, key []byte) (identity.ID, error) {
 	token, err := bearer(ctx)
 	if err != nil {
 		return identity.ID{}, err
 	}
 	if strings.HasPrefix(token, tokenPrefix) {
 		return identity.ID{}, ErrNoCredential
+	}
+	if key == nil {
+		return identity.ID{}, fmt.Errorf("a %s is good for obtaining a certificate, and for nothing else", b.Name)
 	}
 	return b.Judge(ctx, token)
 }

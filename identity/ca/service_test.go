@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -389,6 +390,46 @@ func TestTokenIsForCertificatesOnly(t *testing.T) {
 	id, kind, err := (ca.Authenticators{ca.MeshCertificate{}, refusing{errors.New("no")}, tokens}).Authenticate(ctx, []byte("key"))
 	if id != alice || kind != "join token" || err != nil {
 		t.Errorf("the last of three: %v, %q, %v", id, kind, err)
+	}
+}
+
+// TestBearer: tokens of others' are judged by them, join tokens are not shown to them.
+func TestBearer(t *testing.T) {
+	var shown []string
+	b := ca.Bearer{Name: "service account token", Judge: func(_ context.Context, token string) (identity.ID, error) {
+		shown = append(shown, token)
+		if token != "good" {
+			return identity.ID{}, errors.New("not good")
+		}
+		return alice, nil
+	}}
+	tokens := ca.NewTokens(newAuthority(t, newClock()))
+	join, err := tokens.Issue("n", "bob", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		token string
+		key   []byte
+		want  string
+	}{
+		{"good", []byte("key"), alice.String()},
+		{"bad", []byte("key"), "service account token: not good"},
+		{"good", nil, "for nothing else"},
+		{join.Text, []byte("key"), join.ID.String()},
+	} {
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+tt.token))
+		id, _, err := (ca.Authenticators{tokens, b}).Authenticate(ctx, tt.key)
+		got := id.String()
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, tt.want) {
+			t.Errorf("%q: %s, want %s", tt.token, got, tt.want)
+		}
+	}
+	if len(shown) != 2 || slices.Contains(shown, join.Text) {
+		t.Errorf("shown: %q", shown)
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/lateen-mesh/lateen/api"
-	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/source"
 )
 
@@ -28,7 +27,7 @@ const foreignSlices = discovery.LabelServiceName + "," + discovery.LabelManagedB
 // coreFeeds watch Kubernetes' own kinds.
 func (s *Store) coreFeeds() []*feed {
 	c := s.api.core
-	pods := sharing{labels: map[uint64]mesh.Labels{}, seed: maphash.MakeSeed()}
+	pods := sharing{newShared[string](), newShared[uint16]()}
 	return []*feed{
 		s.typed(c, "namespaces", "", metav1.ListOptions{}, &core.NamespaceList{}, namespaceOf, namespacesRead),
 		s.typed(c, "nodes", "", metav1.ListOptions{}, &core.NodeList{}, nodeOf, nodesRead),
@@ -130,12 +129,9 @@ func secretObject(o runtime.Object) any {
 
 // sharing makes workloads of pods. Those of one Deployment have the same labels and ports, which are held once.
 type sharing struct {
-	labels map[uint64]mesh.Labels // by hash; one that collides is not shared
-	seed   maphash.Seed
+	labels shared[string]
+	ports  shared[uint16]
 }
-
-// sharedMax bounds the labels that are remembered; beyond it all are forgotten, and shared anew from then on.
-const sharedMax = 1 << 16
 
 func (x *sharing) pod(o runtime.Object) any {
 	k := o.(*core.Pod)
@@ -143,32 +139,44 @@ func (x *sharing) pod(o runtime.Object) any {
 	if w == nil {
 		return nil
 	}
-	w.Labels = x.share(w.Labels)
+	w.Labels, w.Targets = x.labels.same(w.Labels), x.ports.same(w.Targets)
 	for _, s := range []*string{&w.Namespace, &w.Origin.Namespace, &w.ServiceAccount, &w.WorkloadName, &w.CanonicalName, &w.CanonicalRevision} {
 		*s = unique.Make(*s).Value()
 	}
-	w.Origin.Name = w.ID
 	return &pod{workload: w, node: unique.Make(k.Spec.NodeName).Value(), ownLocality: w.Locality != "", ownNetwork: w.Network != ""}
 }
 
-func (x *sharing) share(l mesh.Labels) mesh.Labels {
-	var sum uint64
-	for k, v := range l {
-		sum += maphash.Comparable(x.seed, [2]string{k, v}) // the order of a map's pairs must not count
+// shared finds maps that are the same.
+type shared[V comparable] struct {
+	seen map[uint64]map[string]V // by hash; one that collides is not shared
+	seed maphash.Seed
+}
+
+// sharedMax bounds the maps that are remembered; beyond it all are forgotten, and found anew from then on.
+const sharedMax = 1 << 16
+
+func newShared[V comparable]() shared[V] {
+	return shared[V]{map[uint64]map[string]V{}, maphash.MakeSeed()}
+}
+
+// same returns the map that is as m, and m itself the first time.
+func (x *shared[V]) same(m map[string]V) map[string]V {
+	if len(m) == 0 {
+		return m
 	}
-	if old, ok := x.labels[sum]; ok {
-		if maps.Equal(old, l) {
+	var sum uint64
+	for k, v := range m {
+		sum += maphash.Comparable(x.seed, k) ^ maphash.Comparable(x.seed, v)<<1 // the order of the pairs must not count
+	}
+	if old, ok := x.seen[sum]; ok {
+		if maps.Equal(old, m) {
 			return old
 		}
-		return l
+		return m
 	}
-	if len(x.labels) >= sharedMax {
-		clear(x.labels)
+	if len(x.seen) >= sharedMax {
+		clear(x.seen)
 	}
-	own := make(mesh.Labels, len(l))
-	for k, v := range l {
-		own[unique.Make(k).Value()] = unique.Make(v).Value()
-	}
-	x.labels[sum] = own
-	return own
+	x.seen[sum] = m
+	return m
 }

@@ -23,7 +23,7 @@ import (
 // real one does: streams of initial events, bookmarks, and 410 Gone for who asks from too long ago.
 type apiServer struct {
 	*httptest.Server
-	t *testing.T
+	t testing.TB
 
 	mu       sync.Mutex
 	version  int
@@ -53,7 +53,7 @@ var installed = map[string]string{
 	"Lease": "coordination.k8s.io/leases",
 }
 
-func newServer(t *testing.T) *apiServer {
+func newServer(t testing.TB) *apiServer {
 	s := &apiServer{t: t, version: 1, objects: map[string]map[string]object{}, streams: map[chan change]string{}, held: map[string]chan struct{}{}}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(func() {
