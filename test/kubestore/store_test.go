@@ -255,7 +255,9 @@ func (r *rig) lives(t *testing.T) {
 		return w != nil && w.Locality == "eu/a" && w.ServiceAccount == "reviews" && w.WorkloadName == "reviews-v1" && w.Targets["web"] == 9080
 	})
 	r.kubectl("scale", "-n", "shop", "deployment/reviews-v1", "--replicas=0")
-	r.await("no pods", func() bool { return r.object(mesh.KindWorkload, "shop", name) == nil && r.pods("shop", mesh.Healthy) == 0 })
+	r.await("no pods", func() bool {
+		return r.object(mesh.KindWorkload, "shop", name) == nil && r.pods("shop", mesh.Healthy) == 0
+	})
 }
 
 // identity: the leader spreads the roots, and the API server says whose a token is.
