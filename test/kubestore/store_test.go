@@ -205,6 +205,7 @@ func TestStore(t *testing.T) {
 	t.Run("kinds", func(t *testing.T) { r.kinds(t) })
 	t.Run("pods", func(t *testing.T) { r.lives(t) })
 	t.Run("identity", func(t *testing.T) { r.identity(t) })
+	t.Run("join", func(t *testing.T) { r.join(t) })
 }
 
 // kinds: Istio's kinds are read once they are installed, and their status is written.
