@@ -10,6 +10,10 @@ import (
 	"strings"
 )
 
+// CaptureAnnotation of a pod holds, as JSON, the Config of its capture rules: the injector writes it, and the CNI plugin
+// sets the rules of pods that have it.
+const CaptureAnnotation = "lateen.dev/capture"
+
 const (
 	// annotationPrefix begins the annotations of a pod that say what is captured.
 	annotationPrefix = "traffic.sidecar.istio.io/"

@@ -44,6 +44,19 @@ func Apply(r Ruleset) error {
 	return nil
 }
 
+// Verify returns an error unless r are the capture rules of the current network namespace, exactly. It needs
+// CAP_NET_ADMIN.
+func Verify(r Ruleset) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("verify capture rules: %w", err)
+	}
+	if err := verify(conn, ourTable(tableName), r); err != nil {
+		return fmt.Errorf("verify capture rules: %w", err)
+	}
+	return nil
+}
+
 // largeMessages is for connections that carry a whole rule set.
 func largeMessages(socket *netlink.Conn) error { return socket.SetWriteBuffer(sendBufferBytes) }
 

@@ -164,8 +164,8 @@ func TestVerifyNotices(t *testing.T) {
 				if err := conn.Flush(); err != nil {
 					return err
 				}
-				if err := verify(&conn, table, rules); err == nil || !strings.Contains(err.Error(), test.want) {
-					t.Errorf("verify says %v, want %q", err, test.want)
+				if err := Verify(rules); err == nil || !strings.Contains(err.Error(), test.want) {
+					t.Errorf("Verify says %v, want %q", err, test.want)
 				}
 				return nil
 			})
@@ -211,8 +211,14 @@ func TestRemove(t *testing.T) {
 		if err := Apply(rules); err != nil {
 			return err
 		}
+		if err := Verify(rules); err != nil {
+			t.Error("before: ", err)
+		}
 		if err := Remove(); err != nil {
 			return err
+		}
+		if Verify(rules) == nil {
+			t.Error("Verify finds rules that were removed")
 		}
 		var conn nftables.Conn
 		tables, err := conn.ListTables()

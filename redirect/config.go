@@ -2,8 +2,8 @@
 // knowing. The semantics are those of Istio's sidecar in REDIRECT mode, for IPv4 and IPv6.
 //
 // In comes a Config, made by hand or from a pod's annotations (Annotated); Rules turns it into a Ruleset, which is
-// data: String prints it in the syntax of nft, Apply puts it into the network namespace of the caller, Remove takes
-// it out, Check says whether this kernel can hold it. The path of a connection, and why, is told at Rules.
+// data: String prints it in the syntax of nft, Apply puts it into the network namespace of the caller, Verify says
+// whether it is there, Remove takes it out, Check says whether this kernel can hold it. The path of a connection, and why, is told at Rules.
 //
 // The package must not know who calls it (sidecar's init, CNI plugin, node agent, demo) and never touches another
 // table than its own, "inet lateen". Everything may be called concurrently, but two Applies race for who is last.
@@ -22,6 +22,7 @@ const (
 	OutboundPort = 15001 // The proxy takes captured outbound connections here.
 	InboundPort  = 15006 // The proxy takes captured inbound connections here.
 	TunnelPort   = 15008 // HBONE (mTLS CONNECT): never captured, the proxy serves it as it is.
+	ProbePort    = 15002 // Captured where nothing else is outbound, so that a pod can see that its rules are there.
 	DNSPort      = 15053 // The proxy answers captured queries here, bound to 127.0.0.1 and ::1 (see Rules).
 	ProxyUser    = 1337  // Uid and gid of the proxy.
 	ProxyMark    = 0x539 // Socket mark of the proxy, 1337 too.
