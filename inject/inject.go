@@ -292,6 +292,9 @@ func (j *job) metadata(gateway bool, placed status) {
 	if j.settings.mergeMetrics {
 		notes[annotationScrape], notes[annotationScrapePort], notes[annotationScrapePath] = "true", fmt.Sprint(portMetrics), "/stats/prometheus"
 	}
+	if j.cfg.CNI && !gateway {
+		notes[redirect.CaptureAnnotation] = capture(j.settings.capture)
+	}
 	missing := map[string]string{}
 	for k, v := range labels {
 		if _, set := j.pod.Labels[k]; !set && v != "" {

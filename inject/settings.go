@@ -140,7 +140,11 @@ func (j *job) readSettings() (settings, error) {
 		base.NoDNS = v != "true"
 	}
 	var err error
-	if s.capture, err = redirect.Annotated(base, j.pod.Annotations); err == nil {
+	s.capture, err = redirect.Annotated(base, j.pod.Annotations)
+	if c.CNI && s.capture.NoOutbound { // so that lateen-validation has something to try
+		s.capture.IncludeOutboundPorts = append(slices.Clone(s.capture.IncludeOutboundPorts), redirect.ProbePort)
+	}
+	if err == nil {
 		_, err = redirect.Rules(s.capture)
 	}
 	return s, errors.Join(append(faults, err)...)
