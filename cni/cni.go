@@ -1,8 +1,10 @@
 // Package cni puts the capture rules into a pod's network and looks whether they are there.
 //
-// In comes the redirect.Config of a pod as JSON, as package inject writes it; out go rules in the network namespace of
-// the caller (Init), or a verdict about them (Validate). It links redirect and nothing else of ours, and must not know
-// Kubernetes: the program in which it is runs before anything else of a pod. Either function is called once.
+// In comes the redirect.Config of a pod as JSON, as package inject writes it: into the annotation that a container
+// runtime shows the Plugin, and into the arguments of the containers that call Init and Validate. Out go rules in the
+// network namespace of the pod, or a verdict about them. An Installer keeps the Plugin on a node. It links redirect and
+// nothing else of ours, and must not know Kubernetes' API: it runs before anything else of a pod. Nothing here may be
+// called concurrently, but any number of processes may.
 package cni
 
 import (
@@ -30,7 +32,7 @@ const validateTimeout = 5 * time.Second
 
 // ErrNotCaptured is Validate's when a connection went past the rules.
 var ErrNotCaptured = errors.New("the pod's traffic is not captured: the CNI plugin has not set the rules; " +
-	"see whether it runs on this node, and delete the pod to have it made anew")
+	"see whether it runs on this node; if this does not pass soon then, delete the pod to have it made anew")
 
 // Read reads a configuration; what is unknown in it is refused, as a rule less would go unseen.
 func Read(text string) (redirect.Config, error) {

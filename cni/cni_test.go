@@ -12,7 +12,8 @@ import (
 	"github.com/lateen-mesh/lateen/redirect/netns/nstest"
 )
 
-func TestMain(m *testing.M) { nstest.Main(m, nil) }
+// A copy of the test binary can play a plugin, by its name.
+func TestMain(m *testing.M) { nstest.Main(m, map[string]func() error{rolePlugin: plugin}) }
 
 // pod is a network namespace with a way out.
 func pod(t *testing.T) *os.File {

@@ -1,5 +1,7 @@
-// Command lateen-cni prepares the network of a pod: `lateen-cni init` sets the capture rules (the container lateen-init),
-// `lateen-cni validate` looks whether the CNI plugin has set them (the container lateen-validation).
+// Command lateen-cni prepares the network of a pod. Called by a container runtime it is a CNI plugin; `lateen-cni install`
+// puts it onto a node and keeps it there, `ready` says whether it is, `uninstall` takes it away. Without the plugin
+// `lateen-cni init` sets the capture rules (the container lateen-init); with it, `lateen-cni validate` looks whether they
+// are there (the container lateen-validation).
 package main
 
 import (
@@ -7,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -21,7 +24,15 @@ const (
 	codeNotCaptured = 126
 )
 
+const usage = "usage: lateen-cni init|validate --config JSON, or lateen-cni install|ready|uninstall"
+
 func main() {
+	if os.Getenv("CNI_COMMAND") != "" {
+		if (cni.Plugin{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}).Run() != nil {
+			os.Exit(codeFailed)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	code := run(ctx, os.Args[1:], os.Stderr)
 	stop()
@@ -30,32 +41,50 @@ func main() {
 
 // run does what args say and returns the exit code.
 func run(ctx context.Context, args []string, errs *os.File) int {
-	flags := flag.NewFlagSet("lateen-cni init|validate", flag.ContinueOnError)
+	flags := flag.NewFlagSet("lateen-cni", flag.ContinueOnError)
 	flags.SetOutput(errs)
-	text := flags.String("config", "", "what is captured, as `JSON`")
+	text := flags.String("config", "", "of init and validate: what is captured, as `JSON`")
 	if len(args) == 0 || flags.Parse(args[1:]) != nil || flags.NArg() > 0 {
-		_, _ = fmt.Fprintln(errs, "usage: lateen-cni init|validate --config JSON")
+		_, _ = fmt.Fprintln(errs, usage)
 		return codeUsage
 	}
-	config, err := cni.Read(*text)
-	if err == nil {
-		switch args[0] {
-		case "init":
-			err = cni.Init(config)
-		case "validate":
-			err = cni.Validate(ctx, config)
-		default:
-			_, _ = fmt.Fprintf(errs, "%q is not a command: want init or validate\n", args[0])
-			return codeUsage
-		}
-	}
+	err := command(ctx, args[0], *text, slog.New(slog.NewTextHandler(errs, nil)))
 	switch {
 	case err == nil:
 		return 0
-	case errors.Is(err, cni.ErrNotCaptured):
-		_, _ = fmt.Fprintln(errs, "Error:", err)
-		return codeNotCaptured
+	case errors.Is(err, errUsage):
+		_, _ = fmt.Fprintf(errs, "%q is not a command\n%s\n", args[0], usage)
+		return codeUsage
 	}
 	_, _ = fmt.Fprintln(errs, "Error:", err)
+	if errors.Is(err, cni.ErrNotCaptured) {
+		return codeNotCaptured
+	}
 	return codeFailed
+}
+
+var errUsage = errors.New("no such command")
+
+// command runs one.
+func command(ctx context.Context, name, text string, log *slog.Logger) error {
+	installer := cni.NewInstaller(cni.InstallConfig{Log: log})
+	switch name {
+	case "install":
+		return installer.Run(ctx)
+	case "ready":
+		return installer.Ready()
+	case "uninstall":
+		return installer.Uninstall()
+	case "init", "validate":
+	default:
+		return errUsage
+	}
+	config, err := cni.Read(text)
+	if err != nil {
+		return err
+	}
+	if name == "init" {
+		return cni.Init(config)
+	}
+	return cni.Validate(ctx, config)
 }
