@@ -35,6 +35,24 @@ func TestBookinfo(t *testing.T) {
 	}
 }
 
+// TestEncodingKeepsEverything: what JSON writes as a text, and what is zero but no default, comes back.
+func TestEncodingKeepsEverything(t *testing.T) {
+	for name, text := range map[string]string{
+		"64 bits": `{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a}, spec: {host: a, trafficPolicy: {
+			loadBalancer: {consistentHash: {useSourceIp: true, ringHash: {minimumRingSize: 4096}}}}}}`,
+		"REGISTRY_ONLY": `{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {
+			mesh: "outboundTrafficPolicy: {mode: REGISTRY_ONLY}"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := Decode("a.yaml", []byte(strings.ReplaceAll(text, "\t", " ")))
+			if len(got.Objects) != 1 || len(got.Faults) > 0 {
+				t.Fatalf("%d objects, %v", len(got.Objects), got.Faults)
+			}
+			roundTrip(t, got.Objects[0])
+		})
+	}
+}
+
 func roundTrip(t *testing.T, o *Object) {
 	t.Helper()
 	text, err := Encode(o)

@@ -42,7 +42,7 @@ func Encode(o *Object) ([]byte, error) {
 	var whole any
 	switch spec := o.Spec.(type) {
 	case *meshconfig.MeshConfig:
-		text, err := blockOf(spec)
+		text, err := configText(spec)
 		if err != nil {
 			return nil, fmt.Errorf("encode %s: %w", o.Ref, err)
 		}
@@ -106,9 +106,28 @@ func (e envelope) around(spec any) (any, error) {
 	return nil, fmt.Errorf("no encoding for %T", spec)
 }
 
-func blockOf(m proto.Message) ([]byte, error) {
-	raw, err := protojson.Marshal(m)
+// configText writes a MeshConfig. Its fields of value zero are left out, as everywhere; REGISTRY_ONLY, which is zero, is
+// not what Decode takes for absent, and is written.
+func configText(c *meshconfig.MeshConfig) ([]byte, error) {
+	raw, err := protojson.Marshal(c)
 	if err != nil {
+		return nil, err
+	}
+	if p := c.OutboundTrafficPolicy; p == nil || p.Mode != meshconfig.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY {
+		return block(raw)
+	}
+	var fields, policy map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(fields["outboundTrafficPolicy"], &policy); err != nil {
+		return nil, err
+	}
+	policy["mode"] = json.RawMessage(`"REGISTRY_ONLY"`)
+	if fields["outboundTrafficPolicy"], err = json.Marshal(policy); err != nil {
+		return nil, err
+	}
+	if raw, err = json.Marshal(fields); err != nil {
 		return nil, err
 	}
 	return block(raw)

@@ -148,13 +148,13 @@ func (r *reader) protoScalar(n *yaml.Node, path string, fd protoreflect.FieldDes
 		i, _, ok := r.whole(n, path, math.MinInt32, math.MaxInt32)
 		return protoreflect.ValueOfInt32(int32(i)), ok
 	case protoreflect.Int64Kind, protoreflect.Sint64Kind:
-		i, _, ok := r.whole(n, path, math.MinInt64, math.MaxInt64)
+		i, _, ok := r.whole(unquoted(n), path, math.MinInt64, math.MaxInt64)
 		return protoreflect.ValueOfInt64(i), ok
 	case protoreflect.Uint32Kind:
 		_, u, ok := r.whole(n, path, 0, math.MaxUint32)
 		return protoreflect.ValueOfUint32(uint32(u)), ok
 	case protoreflect.Uint64Kind:
-		_, u, ok := r.whole(n, path, 0, math.MaxUint64)
+		_, u, ok := r.whole(unquoted(n), path, 0, math.MaxUint64)
 		return protoreflect.ValueOfUint64(u), ok
 	case protoreflect.DoubleKind:
 		d, ok := r.number(n, path)
@@ -174,6 +174,21 @@ func (r *reader) protoScalar(n *yaml.Node, path string, fd protoreflect.FieldDes
 	}
 	r.fault(r.at(n), path, "is of a type that this version cannot read")
 	return none, false
+}
+
+// unquoted is a number of 64 bits as a number, where it is written as a text, which is its form in protobuf's JSON.
+func unquoted(n *yaml.Node) *yaml.Node {
+	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" {
+		return n
+	}
+	if _, err := strconv.ParseInt(n.Value, 10, 64); err != nil {
+		if _, err := strconv.ParseUint(n.Value, 10, 64); err != nil {
+			return n
+		}
+	}
+	number := *n
+	number.Tag, number.Style = "!!int", 0
+	return &number
 }
 
 func (r *reader) enum(n *yaml.Node, path string, desc protoreflect.EnumDescriptor) (protoreflect.Value, bool) {
