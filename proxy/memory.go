@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"log/slog"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -35,8 +36,8 @@ func (s heapSample) worthwhile(before heapSample) bool {
 	return s.allocated-before.allocated <= quietBytes && slack >= max(slackBytes, s.live/2)
 }
 
-// returnMemory gives memory that bursts have left behind back to the system.
-func returnMemory(ctx context.Context) error {
+// returnMemory gives memory that the start and bursts have left behind back to the system.
+func returnMemory(ctx context.Context, log *slog.Logger) error {
 	samples := []metrics.Sample{
 		{Name: "/memory/classes/heap/objects:bytes"},
 		{Name: "/gc/heap/live:bytes"},
@@ -52,7 +53,8 @@ func returnMemory(ctx context.Context) error {
 	tick := time.NewTicker(memoryEvery)
 	defer tick.Stop()
 	before := look()
-	given := false // since the heap last grew
+	given := false     // since the heap last grew
+	forgotten := false // the same, of the program's pages
 	for {
 		select {
 		case <-ctx.Done():
@@ -65,6 +67,13 @@ func returnMemory(ctx context.Context) error {
 			debug.FreeOSMemory()
 			given, now = true, look()
 		}
+		quiet := now.allocated-before.allocated <= quietBytes
+		if quiet && !forgotten {
+			if _, err := forgetText(); err != nil {
+				log.Warn("more memory is held than necessary", "cause", err)
+			}
+		}
+		forgotten = quiet
 		before = now
 	}
 }

@@ -292,7 +292,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	run("identity", p.agent.Run)
 	run("control plane", p.runXDS)
 	run("names", p.rememberNames)
-	run("memory", returnMemory)
+	run("memory", func(ctx context.Context) error { return returnMemory(ctx, p.cfg.Logger) })
 	var failed error
 	select {
 	case <-ctx.Done():
