@@ -151,12 +151,12 @@ func TestHBONEHalfClose(t *testing.T) {
 
 // TestHBONEServerFirst: a server that speaks first is heard, also where the protocol is not declared.
 func TestHBONEServerFirst(t *testing.T) {
-	host := loopbackHost()
-	app := tcpServerOn(t, host, func(c *net.TCPConn) {
-		_, _ = io.WriteString(c, "220 ready\r\n")
-		echo(c)
-	})
 	for _, in := range []func(*plan.Chain){nil, bytesIn} {
+		host := loopbackHost() // two proxies would share the port for tunnels of one
+		app := tcpServerOn(t, host, func(c *net.TCPConn) {
+			_, _ = io.WriteString(c, "220 ready\r\n")
+			echo(c)
+		})
 		p := tunnelPair(t, host, app, in, nil)
 		c := dialRaw(t, p.at)
 		c.expect("220 ready\r\n")
