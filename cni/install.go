@@ -64,16 +64,23 @@ func (i *Installer) Run(ctx context.Context) error {
 	defer func() { _ = watcher.Close() }()
 	tick := time.NewTicker(resync)
 	defer tick.Stop()
-	told := "nothing yet"
+	installed, repaired := errors.New("not tried"), error(nil) // as it was told last
 	for {
-		err := i.sync(watcher)
-		if now := fmt.Sprint(err); now != told {
-			told = now
+		err := i.install(watcher)
+		if fmt.Sprint(err) != fmt.Sprint(installed) {
+			installed = err
 			if err != nil {
 				i.config.Log.Warn("the plugin is not installed; it is tried again when something changes", "err", err)
 			} else {
 				i.config.Log.Info("the plugin is installed", "programs", i.config.Programs, "lists", i.config.Lists)
 			}
+		}
+		if err == nil {
+			err = i.repair(watcher)
+			if err != nil && fmt.Sprint(err) != fmt.Sprint(repaired) {
+				i.config.Log.Warn("pods that had started without the plugin may have no rules; it is tried again", "err", err)
+			}
+			repaired = err
 		}
 		select {
 		case <-ctx.Done():
@@ -86,9 +93,9 @@ func (i *Installer) Run(ctx context.Context) error {
 	}
 }
 
-// sync installs what is missing. The folders are watched first, so that no change falls between. The program goes first:
+// install installs what is missing. The folders are watched first, so that no change falls between. The program goes first:
 // a list that names a plugin which is not there lets no pod start.
-func (i *Installer) sync(watcher *fsnotify.Watcher) error {
+func (i *Installer) install(watcher *fsnotify.Watcher) error {
 	c := i.config
 	for _, folder := range []string{c.Lists, c.Programs} {
 		if err := watcher.Add(folder); err != nil {
@@ -102,16 +109,7 @@ func (i *Installer) sync(watcher *fsnotify.Watcher) error {
 	if err != nil {
 		return err
 	}
-	if err := edit(list, chain); err != nil {
-		return err
-	}
-	if err := watcher.Add(c.Results); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return fmt.Errorf("watch %s: %w", c.Results, err)
-	}
-	return i.repair()
+	return edit(list, chain)
 }
 
 // installProgram copies the program, unless it is there.

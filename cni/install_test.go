@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
+
 	"github.com/lateen-mesh/lateen/redirect"
 	"github.com/lateen-mesh/lateen/redirect/netns"
 	"github.com/lateen-mesh/lateen/redirect/netns/nstest"
@@ -257,7 +259,7 @@ func TestEditEnds(t *testing.T) {
 // TestRepair: a pod that has started before the plugin was there gets its rules from the installer, by what libcni has
 // kept; a pod that does not want them gets none.
 func TestRepair(t *testing.T) {
-	before, later, plain := pod(t), pod(t), pod(t)
+	before, later, older, plain := pod(t), pod(t), pod(t), pod(t)
 	n := newNode(t, before)
 	config, err := Read(capture)
 	if err != nil {
@@ -278,11 +280,15 @@ func TestRepair(t *testing.T) {
 	put(t, filepath.Join(n.config.Results, "net-half-eth0"), `{"kind":`)
 	put(t, filepath.Join(n.config.Results, "net-gone-eth0"), `{"kind":"cniCacheV1","netns":"/proc/self/fd/99999",`+
 		`"capabilityArgs":{"io.kubernetes.cri.pod-annotations":{"lateen.dev/capture":"{}"}}}`)
+	put(t, filepath.Join(n.config.Results, "net-older-eth0"), fmt.Sprintf(`{"kind":"cniCacheV1","capabilityArgs":{%q:{%q:%q}},`+
+		`"result":{"interfaces":[{"name":"veth1"},{"name":"eth0","sandbox":"/proc/self/fd/%d"}]}}`,
+		annotationsCapability, redirect.CaptureAnnotation, capture, older.Fd()))
 	running(t, n.config)
 	captured := func(ns *os.File) func() error {
 		return func() error { return netns.Do(ns, func() error { return check(config) }) }
 	}
 	until(t, "the pod that has started before", captured(before))
+	until(t, "the pod of an older libcni", captured(older))
 	until(t, "the list", NewInstaller(n.config).Ready)
 
 	n.attachment.ContainerID, n.attachment.NetNS = "later", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), later.Fd())
@@ -302,11 +308,17 @@ func TestRepairTells(t *testing.T) {
 		`{"kind":"cniCacheV1","netns":"/no/such/folder/x","capabilityArgs":{"io.kubernetes.cri.pod-annotations":{"lateen.dev/capture":"{}"}}}`: "is /no/such/folder mounted?",
 		`{"kind":"cniCacheV1","netns":"/dev/null","capabilityArgs":{"io.kubernetes.cri.pod-annotations":{"lateen.dev/capture":"{\"x\":1}"}}}`:  "unknown field",
 		`{"kind":"cniCacheV1","netns":"/dev/null","capabilityArgs":{"io.kubernetes.cri.pod-annotations":{"lateen.dev/capture":"{}"}}}`:         "enter a network namespace",
+		`{"kind":"cniCacheV1","capabilityArgs":{"io.kubernetes.cri.pod-annotations":{"lateen.dev/capture":"{}"}}}`:                             "",
 		`{"kind":"another","netns":"/dev/null","capabilityArgs":{"io.kubernetes.cri.pod-annotations":{"lateen.dev/capture":"{}"}}}`:            "",
 	} {
 		config := InstallConfig{Results: t.TempDir()}
 		put(t, filepath.Join(config.Results, "net-c1-eth0"), text)
-		err := NewInstaller(config).repair()
+		watcher, err := fsnotify.NewWatcher()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = NewInstaller(config).repair(watcher)
+		_ = watcher.Close()
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", text, err)
 		}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/fsnotify/fsnotify"
+
 	"github.com/lateen-mesh/lateen/redirect"
 	"github.com/lateen-mesh/lateen/redirect/netns"
 )
@@ -18,15 +20,36 @@ const resultsMax = 4096
 // result is what libcni keeps of each network that it has made (its file format cniCacheV1).
 type result struct {
 	Kind         string `json:"kind"`
-	Network      string `json:"netns"`
+	Network      string `json:"netns"` // since libcni 1.3
 	Capabilities struct {
 		Annotations map[string]string `json:"io.kubernetes.cri.pod-annotations"`
 	} `json:"capabilityArgs"`
+	Result struct {
+		Interfaces []struct {
+			Sandbox string `json:"sandbox"`
+		} `json:"interfaces"`
+	} `json:"result"`
+}
+
+// network is the path of the pod's network namespace; empty if it is not told. What the network plugin has answered
+// names it beside the interface inside (CNI specification, "Success").
+func (r *result) network() string {
+	for _, f := range r.Result.Interfaces {
+		if r.Network == "" && f.Sandbox != "" {
+			return f.Sandbox
+		}
+	}
+	return r.Network
 }
 
 // repair sets the rules of pods that started while the plugin was not there. Their container lateen-validation fails
 // until then, so that they have not run; when the kubelet starts it again it passes.
-func (i *Installer) repair() error {
+func (i *Installer) repair(watcher *fsnotify.Watcher) error {
+	if err := watcher.Add(i.config.Results); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("watch %s: %w", i.config.Results, err)
+	}
 	files, err := os.ReadDir(i.config.Results)
 	if err != nil {
 		return fmt.Errorf("look for pods that started before: %w", err)
@@ -69,11 +92,17 @@ func (i *Installer) repairPod(path string) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	folder := filepath.Dir(r.Network)
+	network := r.network()
+	if network == "" {
+		i.config.Log.Warn("whether a pod is captured cannot be seen, as its network namespace is not told; "+
+			"if its container lateen-validation fails, delete the pod", "result", path)
+		return true, nil
+	}
+	folder := filepath.Dir(network)
 	if _, err := os.Stat(folder); err != nil {
 		return false, fmt.Errorf("enter its network (is %s mounted?): %w", folder, err)
 	}
-	ns, err := openNetwork(r.Network)
+	ns, err := openNetwork(network)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil // it has ended, and its result was left behind
 	} else if err != nil {
@@ -84,7 +113,7 @@ func (i *Installer) repairPod(path string) (done bool, err error) {
 		if check(config) == nil {
 			return nil
 		}
-		i.config.Log.Info("a pod had started without the plugin: its rules are set now", "netns", r.Network)
+		i.config.Log.Info("a pod had started without the plugin: its rules are set now", "netns", network)
 		return Init(config)
 	})
 	return err == nil, err
