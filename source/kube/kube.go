@@ -52,6 +52,9 @@ type Config struct {
 	Identity string
 	// Roots returns the mesh's roots as PEM, which are written into every namespace; nil writes none.
 	Roots func() []byte
+	// Webhook names the MutatingWebhookConfiguration of ours in which the roots are kept (caBundle), so that the API
+	// server believes us; empty, or without Roots: none.
+	Webhook string
 	// Logger is told what an operator should know; nil discards it.
 	Logger *slog.Logger
 }
@@ -110,6 +113,9 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	group.Go(func() { s.leader.run(ctx, s.lead) })
+	if s.config.Roots != nil && s.config.Webhook != "" {
+		group.Go(func() { s.vouch(ctx) })
+	}
 	quiet := time.NewTicker(findingsQuiet)
 	defer quiet.Stop()
 	for {

@@ -50,7 +50,7 @@ type change struct {
 var installed = map[string]string{
 	"Service": "/services", "Pod": "/pods", "Node": "/nodes", "Namespace": "/namespaces", "ConfigMap": "/configmaps", "Secret": "/secrets",
 	"EndpointSlice": "discovery.k8s.io/endpointslices", "CustomResourceDefinition": "apiextensions.k8s.io/customresourcedefinitions",
-	"Lease": "coordination.k8s.io/leases",
+	"Lease": "coordination.k8s.io/leases", "MutatingWebhookConfiguration": "admissionregistration.k8s.io/mutatingwebhookconfigurations",
 }
 
 func newServer(t testing.TB) *apiServer {
@@ -141,7 +141,7 @@ func nameOf(o object) string {
 }
 
 // clustered are the kinds without namespace.
-var clustered = []string{"Node", "Namespace", "CustomResourceDefinition"}
+var clustered = []string{"Node", "Namespace", "CustomResourceDefinition", "MutatingWebhookConfiguration"}
 
 func (s *apiServer) put(o object) {
 	s.mu.Lock()
