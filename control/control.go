@@ -54,6 +54,9 @@ type Config struct {
 	// API is the path of the Unix socket for the command line.
 	API         string
 	TrustDomain string // empty: cluster.local
+	// CASecret names the Secret, in the namespace of this server, that holds the authority's key for all servers of the
+	// mesh, and the next ones; it is made if it is not there. Empty: the key is in State. It needs Kube.
+	CASecret string
 	// Names are DNS names by which the control plane is called besides ServerName, such as lateend.istio-system.svc.
 	Names []string
 	// Inject, unless nil, has Kubernetes' webhooks served, on the address Webhooks (empty: DefaultWebhooks).
@@ -131,7 +134,7 @@ func New(cfg Config) (*Control, error) {
 
 // open reads what there is: the authority's key, the known workloads, the configuration.
 func (c *Control) open() (err error) {
-	if c.authority, err = ca.New(ca.Config{TrustDomain: c.cfg.TrustDomain, Dir: filepath.Join(c.cfg.State, "ca")}); err != nil {
+	if c.authority, err = c.openAuthority(); err != nil {
 		return fmt.Errorf("start the certificate authority: %w", err)
 	}
 	c.tokens = ca.NewTokens(c.authority)
@@ -165,8 +168,12 @@ type store interface {
 // openStore opens the folder, which is read at once, or the cluster, which is read when the store runs.
 func (c *Control) openStore() (err error) {
 	if c.cfg.Kube != nil {
+		webhook := ""
+		if c.cfg.Inject != nil {
+			webhook = inject.Registered{Revision: c.cfg.Inject.Revision}.Object().Name
+		}
 		c.cluster, err = kube.Open(kube.Config{
-			Cluster: c.cfg.Kube, Logger: c.log, Apply: c.configured, Found: c.tell, Report: c.report,
+			Webhook: webhook, Cluster: c.cfg.Kube, Logger: c.log, Apply: c.configured, Found: c.tell, Report: c.report,
 			Roots: func() []byte { return c.authority.Bundle().PEM(c.authority.TrustDomain()) },
 		})
 		c.store = c.cluster
