@@ -1,6 +1,6 @@
 # make build | demo | test | quick | lint | fuzz | bench | soak | profile | fix | cluster | cluster-down; `make test` is everything, on a fresh machine.
 SHELL := /bin/bash -o pipefail
-BIN   := lateen lateend lateen-proxy lateen-cni
+BIN   := lateen lateend lateen-proxy lateen-cni lateen-kube
 TOOL   = go tool -modfile=tools/go.mod
 FUZZTIME ?= 3000x
 ENVOY  = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lateen/envoy-1.40.0/envoy/_bin/envoy

@@ -31,7 +31,8 @@ var layers = map[string]string{
 	"xds":       "plan identity telemetry",
 	"proxy":     "plan xds/native xds/client identity telemetry",
 	"control":   "api inject source mesh compile plan xds identity telemetry",
-	"cli":       "api source mesh plan identity redirect telemetry",
+	"deploy":    "",
+	"cli":       "api source mesh plan identity redirect telemetry deploy",
 	"cmd":       "control inject cni source/kube cli plan proxy redirect identity",
 	"examples":  "",
 	"test":      "api source mesh compile plan xds identity redirect telemetry proxy control cli",
@@ -44,6 +45,8 @@ var budgets = map[string][]string{
 	"compile":          {"k8s.io/", "google.golang.org/", "istio.io/", "github.com/envoyproxy/", "net/http"},
 	"redirect":         {"k8s.io/", "google.golang.org/", "istio.io/", "net/http"},
 	"proxy":            {"k8s.io/", "istio.io/", "github.com/envoyproxy/", "google.golang.org/grpc"},
+	"cmd/lateen":       {"helm.sh/", "k8s.io/client-go"},
+	"cmd/lateend":      {"helm.sh/"},
 	"cmd/lateen-proxy": {"k8s.io/", "istio.io/", "github.com/envoyproxy/", "google.golang.org/grpc"},
 	"cmd/lateen-cni":   {"k8s.io/", "google.golang.org/", "istio.io/", "net/http", "crypto/tls"},
 }

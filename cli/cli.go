@@ -124,12 +124,13 @@ func (a *app) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.PersistentFlags().StringVar(&a.mesh, "mesh", host.DefaultMesh, "which of this machine's meshes")
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "config", Title: "Configure:"},
-		&cobra.Group{ID: "see", Title: "See:"})
+		&cobra.Group{ID: "see", Title: "See:"}, &cobra.Group{ID: "kubernetes", Title: "Install in Kubernetes:"})
 	for group, list := range map[string][]*cobra.Command{
-		"run":    {a.demo(), a.run(), a.stop()},
-		"config": {a.apply(), a.delete(), a.get(), a.token(), a.inject()},
-		"see":    {a.status(), a.proxyConfig()},
-		"":       append(a.hidden(), a.version()),
+		"run":        {a.demo(), a.run(), a.stop()},
+		"config":     {a.apply(), a.delete(), a.get(), a.token(), a.inject()},
+		"see":        {a.status(), a.proxyConfig()},
+		"kubernetes": a.kubernetes(),
+		"":           append(a.hidden(), a.version()),
 	} {
 		for _, c := range list {
 			c.GroupID = group

@@ -76,7 +76,7 @@ func (r rule) selectors() (namespace, object *meta.LabelSelector) {
 // Object is the MutatingWebhookConfiguration by which the API server has pods injected. Only the creation of pods is
 // asked about. When the webhook cannot be reached these pods are refused (Istio's failurePolicy: Fail), as one without
 // a proxy would run without its policies; pods of the cluster itself, and of the control plane by their label, are not
-// asked about. `kubectl delete mutatingwebhookconfiguration NAME` ends it all, and the control plane makes it anew.
+// asked about. `kubectl delete mutatingwebhookconfiguration NAME` ends it all.
 func (r Registered) Object() *admission.MutatingWebhookConfiguration {
 	revision := firstOf(r.Revision, DefaultRevision)
 	out := &admission.MutatingWebhookConfiguration{

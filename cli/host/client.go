@@ -52,24 +52,39 @@ var ErrRunning = errors.New("this mesh runs already")
 
 // Programs returns the programs that a host needs, which stand beside this one.
 func Programs() (self, lateend, proxy string, err error) {
-	self, err = os.Executable()
+	if self, err = program(); err != nil {
+		return "", "", "", err
+	}
+	if lateend, err = Beside("lateend"); err != nil {
+		return "", "", "", err
+	}
+	proxy, err = Beside("lateen-proxy")
+	return self, lateend, proxy, err
+}
+
+// program is this program's own file.
+func program() (string, error) {
+	self, err := os.Executable()
+	if err == nil {
+		self, err = filepath.EvalSymlinks(self)
+	}
 	if err != nil {
-		return "", "", "", fmt.Errorf("find this program's own file: %w", err)
+		return "", fmt.Errorf("find this program's own file: %w", err)
 	}
-	if self, err = filepath.EvalSymlinks(self); err != nil {
-		return "", "", "", fmt.Errorf("find this program's own file: %w", err)
+	return self, nil
+}
+
+// Beside finds another of our programs, which stands beside this one.
+func Beside(name string) (string, error) {
+	self, err := program()
+	if err != nil {
+		return "", err
 	}
-	for _, p := range []struct {
-		name string
-		out  *string
-	}{{"lateend", &lateend}, {"lateen-proxy", &proxy}} {
-		*p.out = filepath.Join(filepath.Dir(self), p.name)
-		if _, err := os.Stat(*p.out); err != nil {
-			return "", "", "", fmt.Errorf("find the program %s, which must stand beside %s: `make build` makes it: %w",
-				p.name, self, err)
-		}
+	path := filepath.Join(filepath.Dir(self), name)
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("find the program %s, which must stand beside %s: `make build` makes it: %w", name, self, err)
 	}
-	return self, lateend, proxy, nil
+	return path, nil
 }
 
 // Start starts a host and returns when it serves. If one runs already the error is ErrRunning. What a host that was

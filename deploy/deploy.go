@@ -1,0 +1,258 @@
+// Package deploy makes the objects of an installation in Kubernetes.
+//
+// In come a profile and values; out go the objects, in the order in which they are to be applied. What they are says the
+// chart in deploy/chart and nothing else; Helm's own library renders it, so that `helm install` and ours are the same. The
+// package must not know a cluster. All functions may be called concurrently.
+package deploy
+
+import (
+	"bytes"
+	"cmp"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"helm.sh/helm/v4/pkg/chart/common"
+	"helm.sh/helm/v4/pkg/chart/common/util"
+	"helm.sh/helm/v4/pkg/chart/loader/archive"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"helm.sh/helm/v4/pkg/engine"
+	"helm.sh/helm/v4/pkg/strvals"
+	"sigs.k8s.io/yaml"
+)
+
+// Namespace is the one that a mesh is installed in: its root namespace.
+const Namespace = "istio-system"
+
+// DefaultProfile is the profile of a Config that names none.
+const DefaultProfile = "default"
+
+// release is what the chart is told that it is called; no object's name says it.
+const release = "lateen"
+
+// definitionsFile is the chart's file of CustomResourceDefinitions.
+const definitionsFile = "chart/crds/istio.yaml"
+
+//go:embed all:chart
+var chartFiles embed.FS
+
+//go:embed profiles
+var profileFiles embed.FS
+
+// Config says what is installed. The zero value is the profile DefaultProfile as it is.
+type Config struct {
+	// Profile is one of Profiles.
+	Profile string
+	// Values go before the profile's, each before those that stand before it.
+	Values []map[string]any
+	// Set are single values as of `helm --set`, such as a.b=c, which go before all others.
+	Set []string
+	// Revision, unless empty, goes before the value of that name.
+	Revision string
+}
+
+// Object is an object of Kubernetes.
+type Object struct {
+	APIVersion, Kind, Namespace, Name string
+	// YAML is the whole of it, one document that ends with a line feed.
+	YAML string
+}
+
+// String names the object.
+func (o Object) String() string {
+	if o.Namespace == "" {
+		return o.Kind + " " + o.Name
+	}
+	return o.Kind + " " + o.Namespace + "/" + o.Name
+}
+
+// Profiles are the names of the profiles, sorted.
+func Profiles() []string {
+	var out []string
+	entries, _ := profileFiles.ReadDir("profiles") // embedded: never fails
+	for _, e := range entries {
+		out = append(out, strings.TrimSuffix(e.Name(), ".yaml"))
+	}
+	return out
+}
+
+// Profile returns the values of a profile as YAML, as they are written.
+func Profile(name string) (string, error) {
+	text, err := profileFiles.ReadFile(path.Join("profiles", name+".yaml"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("there is no profile %q; name one of %s", name, strings.Join(Profiles(), ", "))
+	}
+	return string(text), err
+}
+
+// ReadValues reads values from YAML. A key that comes twice is refused.
+func ReadValues(text []byte) (map[string]any, error) {
+	out := map[string]any{}
+	if err := yaml.UnmarshalStrict(text, &out); err != nil {
+		return nil, fmt.Errorf("read values: %w", err)
+	}
+	return out, nil
+}
+
+// Values are those that c gives to the chart, without the chart's own.
+func Values(c Config) (map[string]any, error) {
+	text, err := Profile(cmp.Or(c.Profile, DefaultProfile))
+	if err != nil {
+		return nil, err
+	}
+	out, err := ReadValues([]byte(text))
+	if err != nil {
+		return nil, fmt.Errorf("profile %s: %w", c.Profile, err)
+	}
+	for _, layer := range c.Values {
+		out = over(out, layer)
+	}
+	for _, set := range c.Set {
+		if err := strvals.ParseInto(set, out); err != nil {
+			return nil, fmt.Errorf("set %q: %w; write name.name=value", set, err)
+		}
+	}
+	if c.Revision != "" {
+		out["revision"] = c.Revision
+	}
+	return out, nil
+}
+
+// over lays values over others: maps are joined, all else is replaced. The result shares no map with either.
+func over(below, above map[string]any) map[string]any {
+	out := map[string]any{}
+	for _, layer := range []map[string]any{below, above} {
+		for k, v := range layer {
+			if upper, is := v.(map[string]any); is {
+				lower, _ := out[k].(map[string]any)
+				v = over(lower, upper)
+			}
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// Render returns the objects of an installation, in the order in which they are to be applied, without Definitions.
+// Values that the chart's schema does not know are refused, all at once.
+func Render(c Config) ([]Object, error) {
+	values, err := Values(c)
+	if err != nil {
+		return nil, err
+	}
+	ours, err := load()
+	if err != nil {
+		return nil, err
+	}
+	return render(ours, values)
+}
+
+// load reads the chart.
+func load() (*chart.Chart, error) {
+	var files []*archive.BufferedFile
+	err := fs.WalkDir(chartFiles, "chart", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := chartFiles.ReadFile(name)
+		files = append(files, &archive.BufferedFile{Name: strings.TrimPrefix(name, "chart/"), Data: data})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the chart: %w", err)
+	}
+	out, err := loader.LoadFiles(files)
+	if err != nil {
+		return nil, fmt.Errorf("read the chart: %w", err)
+	}
+	return out, nil
+}
+
+func render(c *chart.Chart, values map[string]any) ([]Object, error) {
+	top, err := util.ToRenderValues(c, values, common.ReleaseOptions{Name: release, Namespace: Namespace, Revision: 1, IsInstall: true}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("judge the values: %w", err)
+	}
+	texts, err := engine.Render(c, top)
+	if err != nil {
+		return nil, fmt.Errorf("render the chart: %w", err)
+	}
+	var out []Object
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
+		list, err := split(texts[name])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		out = append(out, list...)
+	}
+	slices.SortStableFunc(out, func(a, b Object) int {
+		return cmp.Or(cmp.Compare(rank(a.Kind), rank(b.Kind)), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return out, nil
+}
+
+// Definitions are the CustomResourceDefinitions of Istio's API. As with Helm they are no part of an installation: they stay
+// when it goes, with everything that users wrote.
+func Definitions() ([]Object, error) {
+	text, err := chartFiles.ReadFile(definitionsFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the definitions: %w", err)
+	}
+	return split(string(text))
+}
+
+// split takes documents apart. Those without a kind are none.
+func split(text string) ([]Object, error) {
+	var out []Object
+	for doc := range strings.SplitSeq("\n"+text, "\n---\n") {
+		doc = strings.Trim(doc, "\n") + "\n"
+		var head struct {
+			APIVersion string `json:"apiVersion"`
+			Kind       string `json:"kind"`
+			Metadata   struct {
+				Namespace string `json:"namespace"`
+				Name      string `json:"name"`
+			} `json:"metadata"`
+		}
+		if err := yaml.Unmarshal([]byte(doc), &head); err != nil {
+			return nil, fmt.Errorf("read an object: %w", err)
+		}
+		if head.Kind != "" {
+			out = append(out, Object{head.APIVersion, head.Kind, head.Metadata.Namespace, head.Metadata.Name, doc})
+		}
+	}
+	return out, nil
+}
+
+// kinds is the order in which objects are applied: what others name or need goes first. The webhook goes before
+// Deployments, as a gateway's pod that is made without it has no proxy.
+var kinds = []string{
+	"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap", "Service",
+	"MutatingWebhookConfiguration", "Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler",
+}
+
+// rank is the place of a kind in the order; those that are not listed go last.
+func rank(kind string) int {
+	if i := slices.Index(kinds, kind); i >= 0 {
+		return i
+	}
+	return len(kinds)
+}
+
+// Manifest writes objects one behind the other, as `kubectl apply -f` takes them.
+func Manifest(lists ...[]Object) []byte {
+	var out bytes.Buffer
+	for _, list := range lists {
+		for _, o := range list {
+			out.WriteString("---\n")
+			out.WriteString(o.YAML)
+		}
+	}
+	return out.Bytes()
+}
