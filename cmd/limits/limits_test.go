@@ -95,7 +95,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	_, _ = fmt.Print(limit, " ", debug.SetMemoryLimit(-1))
+	_, _ = fmt.Fprint(os.Stdout, limit, " ", debug.SetMemoryLimit(-1))
 	os.Exit(0)
 }
 

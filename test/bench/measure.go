@@ -250,8 +250,11 @@ func (s *stage) take(ctx context.Context, p *peer, v *variant, job load.Job) (sa
 	}
 	before := int64(0)
 	if job.Kind == load.Hold {
-		var err error
-		if before, _, err = load.PSS(p.pids); err != nil {
+		err := settle(ctx) // as afterwards
+		if err == nil {
+			before, _, err = load.PSS(p.pids)
+		}
+		if err != nil {
 			return sample{}, err
 		}
 	}

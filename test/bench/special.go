@@ -25,7 +25,7 @@ const (
 	// used is how many services of a large mesh are used.
 	used = 20
 	// settleTime is how long a proxy is left alone before its memory counts.
-	settleTime = 5 * time.Second
+	settleTime = 8 * time.Second
 	// applyAtOnce is how many services are applied together.
 	applyAtOnce = 2500
 )
@@ -178,20 +178,33 @@ func (s *stage) startLarge(ctx context.Context, sc *scenario, names []string) er
 	return nil
 }
 
-// measureUse uses some services, and leaves the proxy alone then.
+// measureUse uses some services, leaves the proxy alone, and uses them again.
 func (s *stage) measureUse(ctx context.Context, p *peer) (sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for i := range min(used, s.large) {
-		d := dialer{from: p.place, to: netip.AddrPortFrom(largeAddress(i), meshPort).String()}
-		if err := d.until(ctx, func(n int) bool { return n == page }); err != nil {
-			return sample{}, fmt.Errorf("use service %d: %w", i, err)
+	for round := range 2 { // what a proxy has let go meanwhile, and needs, it has again
+		for i := range min(used, s.large) {
+			d := dialer{from: p.place, to: netip.AddrPortFrom(largeAddress(i), meshPort).String()}
+			if err := d.until(ctx, func(n int) bool { return n == page }); err != nil {
+				return sample{}, fmt.Errorf("use service %d: %w", i, err)
+			}
+		}
+		if round > 0 {
+			break
+		}
+		if err := settle(ctx); err != nil {
+			return sample{}, err
 		}
 	}
+	return sample{}, nil
+}
+
+// settle leaves a proxy alone.
+func settle(ctx context.Context) error {
 	select {
 	case <-time.After(settleTime):
+		return nil
 	case <-ctx.Done():
-		return sample{}, ctx.Err()
+		return ctx.Err()
 	}
-	return sample{}, nil
 }

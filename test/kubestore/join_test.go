@@ -22,7 +22,7 @@ import (
 
 // join: a gateway proves its service account to a whole control plane over the cluster, and gets its orders.
 func (r *rig) join(t *testing.T) {
-	dir, err := os.MkdirTemp("", "kubestore-") // a socket's path must be short
+	dir, err := os.MkdirTemp("", "kubestore-") //nolint:usetesting // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}

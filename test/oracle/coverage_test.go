@@ -80,8 +80,8 @@ func (c coverage) declare(t reflect.Type, known map[reflect.Type]bool) {
 		c[value] = false
 	}
 	if ours(t) {
-		for i := range t.NumField() {
-			if f := t.Field(i); f.Type != reflect.TypeFor[plan.Origin]() {
+		for f := range t.Fields() {
+			if f.Type != reflect.TypeFor[plan.Origin]() {
 				c[t.Name()+"."+f.Name] = false
 				c.declare(f.Type, known)
 			}
