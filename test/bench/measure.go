@@ -252,7 +252,7 @@ func (s *stage) take(ctx context.Context, p *peer, v *variant, job load.Job) (sa
 	if job.Kind == load.Hold {
 		err := settle(ctx) // as afterwards
 		if err == nil {
-			before, _, err = load.PSS(p.pids)
+			_, before, err = load.PSS(p.pids)
 		}
 		if err != nil {
 			return sample{}, err

@@ -52,7 +52,8 @@ type Result struct {
 	P50, P99, P999 time.Duration
 	// Late is how many operations were due but not begun at the end, of a Job with a Rate.
 	Late int
-	// Memory is what the processes of a Hold have of it (PSS, in bytes), with all connections idle for the time of For.
+	// Memory is the anonymous memory of the processes of a Hold, in bytes, with all connections idle for the time of For:
+	// connections map no files.
 	Memory int64
 }
 
@@ -182,7 +183,7 @@ func (r *run) measureHold() (Result, error) {
 		case r.held == r.job.Connections && idle == 0:
 			idle = now
 		case idle > 0 && now-idle >= int64(r.job.For):
-			memory, _, err := PSS(r.job.PIDs)
+			_, memory, err := PSS(r.job.PIDs)
 			return Result{Operations: uint64(r.held), Elapsed: time.Duration(now), Memory: memory}, err
 		case r.held > held:
 			progress, held = now, r.held
