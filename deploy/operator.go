@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -197,8 +198,8 @@ func (t *translation) take(to string, n *yaml.Node) error {
 		return fmt.Errorf("%s:%d: %w", t.name, n.Line, err)
 	}
 	names := strings.Split(to, ".")
-	for i := len(names) - 1; i >= 0; i-- {
-		value = map[string]any{names[i]: value}
+	for _, name := range slices.Backward(names) {
+		value = map[string]any{name: value}
 	}
 	t.out.Values = over(t.out.Values, value.(map[string]any))
 	return nil
