@@ -35,7 +35,7 @@ var layers = map[string]string{
 	"cli":       "api source mesh plan identity redirect telemetry deploy",
 	"cmd":       "control inject cni source/kube cli plan proxy redirect identity",
 	"examples":  "",
-	"test":      "api source mesh compile plan xds identity redirect telemetry proxy control cli",
+	"test":      "api source mesh compile plan xds identity redirect telemetry proxy control cli deploy",
 }
 
 // budgets names what a folder must never link, however indirectly.
