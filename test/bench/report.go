@@ -192,7 +192,7 @@ func (t *table) markdown(peers []string, results []*result) string {
 	}
 	fmt.Fprintf(&b, "Measured %s at commit `%s` on %s (%d cores, Linux %s), %s, beside %s. ", t.Date.Format(time.DateOnly), t.Commit,
 		t.Machine.CPU, t.Machine.Cores, t.Machine.Kernel, t.Machine.Go, strings.Join(versions, ", "))
-	fmt.Fprintf(&b, "%d interleaved rounds of %g s; medians. Load and services on one core, the proxy alone on another.\n", t.Rounds, t.Seconds)
+	fmt.Fprintf(&b, "%d interleaved rounds of %g s; medians. Load and services on one core, the proxy alone on another; in h1-loops all share both.\n", t.Rounds, t.Seconds)
 	t.part(&b, "CPU per operation (per GB for bulk), and how many times as much the peer needs; ± is half the spread of the rounds. "+
 		"More than 1 × means that we are ahead.", peers, results, metricCPU)
 	t.part(&b, "Latency (p99 of each operation; at a fixed rate what the proxy adds to the p99 of no proxy), and how many times as "+
