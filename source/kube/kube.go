@@ -67,6 +67,8 @@ type Store struct {
 	wake   chan struct{}
 	status *statusWriter
 	leader *elector
+	bell   bell          // who writes the roots listens
+	retry  time.Duration // of what could not be written of the roots; a test lengthens it
 
 	mu      sync.Mutex
 	picture picture
@@ -82,7 +84,7 @@ type Store struct {
 
 // Open prepares a Store; nothing is asked of the API server before Run.
 func Open(c Config) (*Store, error) {
-	s := &Store{config: c, log: c.Logger, wake: make(chan struct{}, 1)}
+	s := &Store{config: c, log: c.Logger, wake: make(chan struct{}, 1), retry: rootsRetry}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -162,6 +164,9 @@ func (s *Store) turn(start func(*feed)) {
 		if items, whole := f.take(); len(items) > 0 || whole {
 			f.apply(&t, items, whole)
 		}
+	}
+	if t.spaces {
+		s.bell.ring()
 	}
 	changes := t.end()
 	if t.configured {

@@ -75,6 +75,8 @@ type turn struct {
 	services map[key]struct{}      // whose slices, or the pods named in them, have changed
 	// configured: what users write has changed, not only pods.
 	configured bool
+	// spaces: the namespaces have changed.
+	spaces bool
 }
 
 func (t *turn) touch(ref mesh.Ref) {
@@ -212,6 +214,7 @@ func nodesRead(t *turn, items map[key]any, whole bool) {
 }
 
 func namespacesRead(t *turn, items map[key]any, whole bool) {
+	t.spaces = true
 	if changed := names(t.networks, items, whole); len(changed) > 0 {
 		t.replace(func(p *pod) bool { return !p.ownNetwork && changed[p.workload.Namespace] })
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	core "k8s.io/api/core/v1"
@@ -25,11 +26,39 @@ const (
 // labelRoots marks the ConfigMaps of roots, as Istio does.
 const labelRoots = "istio.io/config"
 
-// rootsLook is how often it is looked whether the roots have changed.
-const rootsLook = 10 * time.Second
+// rootsRetry is how long it takes until what could not be written is tried again.
+const rootsRetry = 10 * time.Second
 
 // unmeshed are the namespaces that get no roots, as in Istio: nothing of a mesh runs there.
 var unmeshed = []string{"kube-system", "kube-public", "kube-node-lease", "local-path-storage"}
+
+// RootsChanged says that what Config.Roots returns is another: it is written wherever it belongs, at once.
+func (s *Store) RootsChanged() { s.bell.ring() }
+
+// bell wakes whoever writes the roots: at other roots, and at another namespace.
+type bell struct {
+	mu   sync.Mutex
+	next chan struct{} // closed at the next ring; nil: nobody waits
+}
+
+// rung returns a channel that is closed when the bell rings.
+func (b *bell) rung() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next == nil {
+		b.next = make(chan struct{})
+	}
+	return b.next
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next != nil {
+		close(b.next)
+		b.next = nil
+	}
+}
 
 // distribute keeps the roots in a ConfigMap of every namespace until ctx ends.
 func (s *Store) distribute(ctx context.Context) {
@@ -46,10 +75,11 @@ func (s *Store) distribute(ctx context.Context) {
 	ended := make(chan struct{})
 	go func() { defer close(ended); f.run(ctx) }()
 	defer func() { <-ended }()
-	look := time.NewTicker(rootsLook)
-	defer look.Stop()
+	retry := time.NewTicker(s.retry)
+	defer retry.Stop()
 	have := map[string]string{} // by namespace
 	for {
+		rung := s.bell.rung() // before anything is looked at
 		items, whole := f.take()
 		if whole {
 			clear(have)
@@ -68,7 +98,8 @@ func (s *Store) distribute(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-wake:
-		case <-look.C:
+		case <-rung:
+		case <-retry.C:
 		}
 	}
 }

@@ -49,11 +49,12 @@ func (s *Store) vouch(ctx context.Context) {
 	ended := make(chan struct{})
 	go func() { defer close(ended); f.run(ctx) }()
 	defer func() { <-ended }()
-	look := time.NewTicker(rootsLook)
-	defer look.Stop()
+	retry := time.NewTicker(s.retry)
+	defer retry.Stop()
 	var registered *unstructured.Unstructured
 	told := ""
 	for {
+		rung := s.bell.rung() // before anything is looked at
 		items, whole := f.take()
 		if whole {
 			registered = nil
@@ -76,7 +77,8 @@ func (s *Store) vouch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-wake:
-		case <-look.C:
+		case <-rung:
+		case <-retry.C:
 		}
 	}
 }

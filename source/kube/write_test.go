@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -139,7 +140,8 @@ func TestLease(t *testing.T) {
 	}
 }
 
-// TestRoots: every namespace but the cluster's own has the mesh's roots, and gets them back.
+// TestRoots: every namespace but the cluster's own has the mesh's roots, and gets them back, each at the event: nothing
+// here is found by looking again.
 func TestRoots(t *testing.T) {
 	s := newServer(t)
 	for _, name := range []string{"shop", "kube-system"} {
@@ -147,10 +149,13 @@ func TestRoots(t *testing.T) {
 	}
 	r := &rig{t: t, server: s}
 	var err error
-	r.Store, err = Open(Config{Cluster: s.cluster(), Roots: func() []byte { return []byte("PEM\n") }})
+	var roots atomic.Value
+	roots.Store("PEM\n")
+	r.Store, err = Open(Config{Cluster: s.cluster(), Roots: func() []byte { return []byte(roots.Load().(string)) }})
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.retry = time.Hour
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -162,13 +167,16 @@ func TestRoots(t *testing.T) {
 	}()
 	there := func(namespace string) bool {
 		data, _ := s.get("ConfigMap", namespace+"/"+RootsName)["data"].(object)
-		return data[RootsKey] == "PEM\n"
+		return data[RootsKey] == roots.Load()
 	}
 	r.await("the roots", func() bool { return there("shop") })
 	s.remove("ConfigMap", "shop/"+RootsName)
 	r.await("the roots again", func() bool { return there("shop") })
 	s.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: new}")
 	r.await("a new namespace", func() bool { return there("new") })
+	roots.Store("OTHER\n")
+	r.RootsChanged()
+	r.await("other roots", func() bool { return there("shop") && there("new") })
 	if there("kube-system") {
 		t.Error("kube-system has them, too")
 	}
