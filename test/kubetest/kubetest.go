@@ -27,6 +27,9 @@ import (
 	"github.com/lateen-mesh/lateen/redirect/netns"
 )
 
+// folder is where test/cluster keeps its clusters unless it is told otherwise.
+const folder = "/var/tmp/lateen-cluster"
+
 // ErrUnavailable says that no cluster can be had here, and why. Tests are skipped then.
 var ErrUnavailable = errors.New("no cluster")
 
@@ -148,6 +151,23 @@ func New(ctx context.Context, cfg Config) (*Cluster, error) {
 	return nil, fmt.Errorf("start cluster: %w\n%s", errors.Join(context.Cause(ctx), c.cmd.Wait()), c.stderr)
 }
 
+// Existing is a cluster that `bin/cluster up --name NAME` brought up, and that stays up: Close leaves it alone.
+func Existing(name string) (*Cluster, error) {
+	root, err := available()
+	if err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(filepath.Join(folder, name, "cluster.json"))
+	if err != nil {
+		return nil, fmt.Errorf("find cluster %s: %w", name, err)
+	}
+	c := &Cluster{root: root}
+	if err := json.Unmarshal(text, c); err != nil {
+		return nil, fmt.Errorf("read what cluster %s is: %w", name, err)
+	}
+	return c, nil
+}
+
 // available finds the root of this checkout, if clusters can be had.
 func available() (string, error) {
 	if os.Geteuid() != 0 {
@@ -175,6 +195,9 @@ func (c *Cluster) program(name string) string { return filepath.Join(c.root, "bi
 
 // Close ends the cluster and removes it.
 func (c *Cluster) Close() error {
+	if c.cmd == nil {
+		return nil
+	}
 	c.in.Close()
 	if err := c.cmd.Wait(); err != nil {
 		return fmt.Errorf("end cluster %s: %w\n%s", c.Name, err, c.stderr)
@@ -198,14 +221,14 @@ func (c *Cluster) Apply(ctx context.Context, yaml string) error {
 // Load makes images and gives them to all nodes that are up: name is with a tag, such as "lateen.test/lateend:dev", and
 // program a static binary, which is the image's only file and its entry point.
 func (c *Cluster) Load(ctx context.Context, images map[string]string) error {
-	folder, err := os.MkdirTemp("", "lateen-images-")
+	archives, err := os.MkdirTemp("", "lateen-images-")
 	if err != nil {
 		return fmt.Errorf("make images: %w", err)
 	}
-	defer os.RemoveAll(folder)
+	defer os.RemoveAll(archives)
 	args := []string{"load"}
 	for name, program := range images {
-		archive := filepath.Join(folder, strconv.Itoa(len(args))+".tar")
+		archive := filepath.Join(archives, strconv.Itoa(len(args))+".tar")
 		args = append(args, archive)
 		if _, err := c.run(exec.CommandContext(ctx, c.program("cluster"), "image", "-o", archive, "-t", name, program)); err != nil {
 			return err
