@@ -74,7 +74,7 @@ func (r *rig) traces() traces {
 		}
 		all.processes = append(all.processes, pid)
 		for _, ns := range namespacesOf(pid) {
-			if !own[ns] && !slices.Contains(all.namespaces, ns) {
+			if !own[ns] && !slices.Contains(all.namespaces, ns) && r.hold(pid, ns) {
 				all.namespaces = append(all.namespaces, ns)
 			}
 		}
@@ -84,6 +84,18 @@ func (r *rig) traces() traces {
 		r.t.Errorf("only %d processes in %d namespaces", len(all.processes), len(all.namespaces))
 	}
 	return all
+}
+
+// hold keeps a namespace until the test ends, so that no other that is made meanwhile, by another cluster, has its number.
+// It is false if the process has ended.
+func (r *rig) hold(pid int, ns string) bool {
+	kind, _, _ := strings.Cut(ns, ":")
+	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
+	if err != nil {
+		return false
+	}
+	r.t.Cleanup(func() { _ = file.Close() })
+	return true
 }
 
 // testNothing looks for what a cluster that is down has left.
