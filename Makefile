@@ -29,8 +29,9 @@ demo: ## Bookinfo in the mesh, on this machine
 setup: ## what the tests need beyond Go
 	@tools/setup
 
-test: setup lint ## everything, on a real Kubernetes too where `make test-cluster` has built one; with the Envoy of setup, unless LATEEN_ENVOY names another
+test: setup lint setup-cluster bin/cluster ## everything, on a real Kubernetes too; with the Envoy of setup, unless LATEEN_ENVOY names another
 	export LATEEN_ENVOY=$${LATEEN_ENVOY:-$$(ls $(ENVOY) 2>/dev/null)} && $(TOOL) gotestsum --format pkgname -- -race -timeout 20m ./...
+	$(MAKE) --no-print-directory test-cluster
 	$(MAKE) --no-print-directory fuzz
 
 quick: ## what one runs at every save
