@@ -122,6 +122,36 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestDrainLeast: who is not known to end goes on to serve new clients for a while, even if nothing is open.
+func TestDrainLeast(t *testing.T) {
+	for announced, least := range map[bool]time.Duration{false: 300 * time.Millisecond, true: time.Hour} {
+		r := newRig(t, to("c"), cluster("c", backend(t, echoBody))...)
+		r.p.cfg.DrainTime = time.Hour
+		began := time.Now()
+		if announced {
+			r.p.announce()
+		}
+		ended := make(chan time.Duration)
+		go func() {
+			r.p.drain(least)
+			ended <- time.Since(began)
+		}()
+		if !announced {
+			for !r.p.draining.Load() {
+				runtime.Gosched()
+			}
+			c := dialRaw(t, r.addr)
+			c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			if res, _ := c.response("GET"); res.StatusCode != 200 || !res.Close {
+				t.Errorf("%s, close %v; want the end announced", res.Status, res.Close)
+			}
+		}
+		if took := <-ended; announced == (took >= least) {
+			t.Errorf("announced %v: it took %v", announced, took)
+		}
+	}
+}
+
 // openFiles counts the process's descriptors.
 func openFiles(t *testing.T) int {
 	t.Helper()

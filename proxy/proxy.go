@@ -102,6 +102,9 @@ type Config struct {
 	CertificateTTL time.Duration
 	// DrainTime bounds how long open connections may go on after the end was asked for; 0: 5 s.
 	DrainTime time.Duration
+	// DrainLeast, of DrainTime, is how long connections are taken after that in any case, for clients that do not know yet;
+	// 0: no longer than others are open. It is not waited for where the end was announced before (POST /drain).
+	DrainLeast time.Duration
 
 	Mark   uint32       `json:"-"`
 	Logger *slog.Logger `json:"-"`
@@ -296,9 +299,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	var failed error
 	select {
 	case <-ctx.Done():
-		p.drain()
+		p.drain(p.cfg.DrainLeast)
 	case <-p.quit:
-		p.drain()
+		p.drain(0)
 	case failed = <-errs:
 	}
 	stop()
@@ -344,25 +347,31 @@ func (p *Proxy) markReady() {
 func (p *Proxy) Ready() <-chan struct{} { return p.ready }
 
 // announce tells the other ends of open connections to take their requests elsewhere, and the kubelet that we are not
-// ready. New connections are still served: others learn only by and by that they should not come here.
-func (p *Proxy) announce() {
-	if p.draining.CompareAndSwap(false, true) {
-		for _, w := range p.workers {
-			w.loop.Post(w.drain)
-		}
+// ready. New connections are still served: others learn only by and by that they should not come here. It reports
+// whether that had been done before.
+func (p *Proxy) announce() (before bool) {
+	if !p.draining.CompareAndSwap(false, true) {
+		return true
 	}
+	for _, w := range p.workers {
+		w.loop.Post(w.drain)
+	}
+	return false
 }
 
-// drain lets open connections end, for a bounded time.
-func (p *Proxy) drain() {
-	p.announce()
+// drain lets open connections end, for a bounded time, and takes new ones for the least one.
+func (p *Proxy) drain(least time.Duration) {
+	most := time.After(p.cfg.DrainTime)
+	if !p.announce() {
+		<-time.After(min(least, p.cfg.DrainTime))
+	}
 	p.left.Store(int32(len(p.workers)))
 	for _, w := range p.workers {
 		w.loop.Post(w.end)
 	}
 	select {
 	case <-p.drainedAll:
-	case <-time.After(p.cfg.DrainTime):
+	case <-most:
 	}
 }
 

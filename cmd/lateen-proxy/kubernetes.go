@@ -28,6 +28,17 @@ const (
 	namesFile  = "/var/lib/istio/data/names.json"
 )
 
+// How the proxy of a pod ends, where the pod says nothing else (terminationDrainDuration).
+const (
+	// drainLeast is how long connections still come to a pod that is ending: until every kube-proxy, and every balancer in
+	// front of a gateway, knows. A native sidecar does not wait for it: it is told before its end (`lateen-proxy drain`).
+	drainLeast = 5 * time.Second
+	// drainSidecar bounds it for sidecars, as in Istio; drainGateway for gateways, which serve what is open to its end, but
+	// within the 30 s that Kubernetes gives a pod.
+	drainSidecar = 5 * time.Second
+	drainGateway = 25 * time.Second
+)
+
 // podFileMax bounds a file of the pod.
 const podFileMax = 1 << 20
 
@@ -125,11 +136,16 @@ func (p pod) control(cfg *proxy.Config) error {
 	}
 	cfg.Control, cfg.ControlName = []string{c.DiscoveryAddress}, host
 	cfg.Loops = max(0, c.Concurrency)
+	cfg.DrainTime = drainSidecar
+	if cfg.Role == proxy.RoleGateway {
+		cfg.DrainTime = drainGateway
+	}
 	if c.TerminationDrainDuration != "" {
 		if cfg.DrainTime, err = time.ParseDuration(c.TerminationDrainDuration); err != nil {
 			return fmt.Errorf("PROXY_CONFIG: terminationDrainDuration: %w", err)
 		}
 	}
+	cfg.DrainLeast = min(cfg.DrainTime, drainLeast)
 	return nil
 }
 

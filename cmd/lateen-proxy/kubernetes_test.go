@@ -56,7 +56,7 @@ func TestPod(t *testing.T) {
 		Workload:    plan.Workload{Name: "reviews", Namespace: "books", App: "reviews", Version: `v"1`, CanonicalName: "reviews", CanonicalRevision: `v"1`, Cluster: "c1"},
 		Ports:       map[string]uint16{"http": 9080, "81": 81},
 		TrustDomain: "td", Control: []string{"lateend.sys.svc:15012"}, ControlName: "lateend.sys.svc", Roots: []byte("pem"),
-		TokenFile: filepath.Join(p.root, tokenFile), NamesFile: filepath.Join(p.root, namesFile), Loops: 2, DrainTime: 7 * time.Second, CertificateTTL: time.Hour,
+		TokenFile: filepath.Join(p.root, tokenFile), NamesFile: filepath.Join(p.root, namesFile), Loops: 2, DrainTime: 7 * time.Second, DrainLeast: drainLeast, CertificateTTL: time.Hour,
 		App: probe.Config{
 			Probes: map[string]probe.Probe{"/app-health/a/livez": {TCPSocket: &probe.TCPSocket{Port: 80}}},
 			Scrape: probe.Scrape{Scrape: "true", Port: "9090"},
@@ -67,6 +67,25 @@ func TestPod(t *testing.T) {
 	}
 	if err := got.Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPodEnd: a gateway serves to the end what is open; nobody waits longer than the pod says.
+func TestPodEnd(t *testing.T) {
+	for _, tt := range []struct {
+		role, said  string
+		least, most time.Duration
+	}{
+		{proxy.RoleSidecar, "", drainLeast, drainSidecar},
+		{proxy.RoleGateway, "", drainLeast, drainGateway},
+		{proxy.RoleGateway, "1m", drainLeast, time.Minute},
+		{proxy.RoleGateway, "2s", 2 * time.Second, 2 * time.Second},
+	} {
+		p, env := newPod(t)
+		env["PROXY_CONFIG"] = `{"discoveryAddress":"lateend.sys.svc:15012","terminationDrainDuration":"` + tt.said + `"}`
+		if cfg, err := p.config(tt.role); err != nil || cfg.DrainLeast != tt.least || cfg.DrainTime != tt.most {
+			t.Errorf("%s %q: %v to %v, %v", tt.role, tt.said, cfg.DrainLeast, cfg.DrainTime, err)
+		}
 	}
 }
 
