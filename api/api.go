@@ -39,7 +39,16 @@ const (
 	KindPeerAuthentication  = "PeerAuthentication"
 	KindAuthorizationPolicy = "AuthorizationPolicy"
 	KindTelemetry           = "Telemetry"
+	KindGatewayClass        = "GatewayClass"
+	KindHTTPRoute           = "HTTPRoute"
+	KindGRPCRoute           = "GRPCRoute"
+	KindReferenceGrant      = "ReferenceGrant"
+	// KindListenedGateway is the Gateway API's Gateway, written "Gateway" like Istio's and told apart as kubectl does it.
+	KindListenedGateway = "Gateway." + GroupGateway
 )
+
+// GroupGateway is the group of the Gateway API's kinds.
+const GroupGateway = "gateway.networking.k8s.io"
 
 // Ref names an object. Namespace is empty for a Namespace.
 type Ref struct{ Kind, Namespace, Name string }

@@ -17,6 +17,7 @@ import (
 	telemetry "istio.io/api/telemetry/v1alpha1"
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // kind is how an accepted kind is read.
@@ -33,6 +34,7 @@ var (
 	networkVersions   = []string{"v1", "v1beta1", "v1alpha3"}
 	securityVersions  = []string{"v1", "v1beta1"}
 	telemetryVersions = []string{"v1", "v1alpha1"}
+	gatewayVersions   = []string{"v1", "v1beta1"}
 	coreVersions      = []string{"v1"}
 )
 
@@ -55,11 +57,28 @@ func kinds() map[string]kind {
 		KindPeerAuthentication:  {secure, securityVersions, false, func() any { return &security.PeerAuthentication{} }, validateAuthn},
 		KindAuthorizationPolicy: {secure, securityVersions, false, func() any { return &security.AuthorizationPolicy{} }, validateAuthz},
 		KindTelemetry:           {observe, telemetryVersions, false, func() any { return &telemetry.Telemetry{} }, validateTelemetry},
+
+		KindGatewayClass:    {GroupGateway, gatewayVersions, true, func() any { return &gateway.GatewayClass{} }, validateGatewayClass},
+		KindListenedGateway: {GroupGateway, gatewayVersions, false, func() any { return &gateway.Gateway{} }, validateListeners},
+		KindHTTPRoute:       {GroupGateway, gatewayVersions, false, func() any { return &gateway.HTTPRoute{} }, validateHTTPRoute},
+		KindGRPCRoute:       {GroupGateway, coreVersions, false, func() any { return &gateway.GRPCRoute{} }, validateGRPCRoute},
+		KindReferenceGrant:  {GroupGateway, gatewayVersions, false, func() any { return &gateway.ReferenceGrant{} }, nil},
 	}
 }
 
-// later are kinds of Istio's that this version does not read.
-var later = []string{"Sidecar", "ProxyConfig", "EnvoyFilter", "RequestAuthentication", "WasmPlugin", "TrafficExtension"}
+// later are kinds of Istio's and the Gateway API's that this version does not read.
+var later = []string{
+	"Sidecar", "ProxyConfig", "EnvoyFilter", "RequestAuthentication", "WasmPlugin", "TrafficExtension",
+	"TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "ListenerSet",
+}
+
+// named is the name of an accepted kind, as Ref has it.
+func named(apiVersion, written string) string {
+	if group, _, _ := strings.Cut(apiVersion, "/"); group == GroupGateway && written == KindGateway {
+		return KindListenedGateway
+	}
+	return written
+}
 
 // decoder is a reader and what it has found.
 type decoder struct {
@@ -178,6 +197,7 @@ func (d *decoder) top(n *yaml.Node, inList bool) {
 		d.items(fields, inList)
 		return
 	}
+	kindName = named(apiVersion, kindName)
 	k, ok := d.kinds[kindName]
 	if !ok || !d.served(k, apiVersion, kindName, fields) {
 		if !ok {
@@ -252,10 +272,6 @@ func (d *decoder) served(k kind, apiVersion, name string, fields map[string]fiel
 	if slices.Contains(names, apiVersion) {
 		return true
 	}
-	if group, _, _ := strings.Cut(apiVersion, "/"); group == "gateway.networking.k8s.io" {
-		d.fault(d.at(fields["apiVersion"].value), "apiVersion", "the Gateway API is not supported yet; write a %s of %s", name, names[0])
-		return false
-	}
 	d.fault(d.at(fields["apiVersion"].value), "apiVersion", "%s is not a version of %s; write %s", apiVersion, name, strings.Join(names, " or "))
 	return false
 }
@@ -310,9 +326,12 @@ func (d *decoder) content(o *Object, k kind, n *yaml.Node, fields []field) {
 			d.unknown(f, "", known)
 			continue
 		}
-		if !unread[o.Kind+"."+f.name] {
+		if !unread[o.Kind+"."+f.name] && f.name != "status" {
 			d.plain(f.value, f.name, target)
 		}
+	}
+	if k.group == GroupGateway && !o.Has("spec") {
+		d.fault(d.at(n), "", "spec is missing; without it the object says nothing")
 	}
 	o.Spec = value
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -12,6 +13,7 @@ import (
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // envelope is an object as it is written, in the customary order.
@@ -33,7 +35,8 @@ type metadata struct {
 // Encode writes an object as a YAML document that Decode reads as an equal
 // object. Comments and layout are not kept; equal objects have equal texts.
 func Encode(o *Object) ([]byte, error) {
-	e := envelope{APIVersion: o.APIVersion, Kind: o.Kind, Metadata: metadata{
+	kind, _, _ := strings.Cut(o.Kind, ".")
+	e := envelope{APIVersion: o.APIVersion, Kind: kind, Metadata: metadata{
 		Name: o.Name, Namespace: o.Namespace, Labels: o.Labels, Annotations: o.Annotations,
 	}}
 	if o.Created != 0 {
@@ -102,8 +105,25 @@ func (e envelope) around(spec any) (any, error) {
 			ImagePullSecrets             []core.LocalObjectReference `json:"imagePullSecrets,omitempty"`
 			AutomountServiceAccountToken *bool                       `json:"automountServiceAccountToken,omitempty"`
 		}{e, s.Secrets, s.ImagePullSecrets, s.AutomountServiceAccountToken}, nil
+	case *gateway.GatewayClass:
+		return e.over(s.Spec)
+	case *gateway.Gateway:
+		return e.over(s.Spec)
+	case *gateway.HTTPRoute:
+		return e.over(s.Spec)
+	case *gateway.GRPCRoute:
+		return e.over(s.Spec)
+	case *gateway.ReferenceGrant:
+		return e.over(s.Spec)
 	}
 	return nil, fmt.Errorf("no encoding for %T", spec)
+}
+
+// over is the envelope around a spec.
+func (e envelope) over(spec any) (any, error) {
+	raw, err := json.Marshal(spec)
+	e.Spec = raw
+	return e, err
 }
 
 // configText writes a MeshConfig. Its fields of value zero are left out, as everywhere; REGISTRY_ONLY, which is zero, is

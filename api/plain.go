@@ -104,6 +104,7 @@ func (r *reader) plainList(n *yaml.Node, path string, v reflect.Value) {
 
 func (r *reader) structure(n *yaml.Node, path string, v reflect.Value) {
 	targets := map[string]reflect.Value{}
+	written := map[string]bool{}
 	jsonFields(v, targets)
 	for _, f := range r.mapping(n, path) {
 		p := dot(path, f.name)
@@ -121,8 +122,14 @@ func (r *reader) structure(n *yaml.Node, path string, v reflect.Value) {
 		if unread[v.Type().Name()+"."+f.name] {
 			continue
 		}
+		written[f.name] = true
+		before := len(r.faults)
 		r.plain(f.value, p, target)
+		if len(r.faults) == before {
+			r.bounded(v.Type(), f, p, target)
+		}
 	}
+	r.complete(n, path, v.Type(), targets, written)
 }
 
 // unread are fields that the API server fills in and nobody writes.

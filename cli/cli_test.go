@@ -183,6 +183,7 @@ func TestKinds(t *testing.T) {
 		api.KindService, api.KindSecret, api.KindConfigMap, api.KindNamespace, api.KindServiceAccount, api.KindVirtualService,
 		api.KindDestinationRule, api.KindGateway, api.KindServiceEntry, api.KindWorkloadEntry, api.KindWorkloadGroup,
 		api.KindPeerAuthentication, api.KindAuthorizationPolicy, api.KindTelemetry,
+		api.KindGatewayClass, api.KindListenedGateway, api.KindHTTPRoute, api.KindGRPCRoute, api.KindReferenceGrant,
 	}
 	slices.Sort(all)
 	var got []string
@@ -195,7 +196,8 @@ func TestKinds(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"vs": "VirtualService", "GATEWAYS": "Gateway", "serviceentries": "ServiceEntry", "PeerAuthentication": "PeerAuthentication",
-		"authorizationpolicies.security.istio.io": "AuthorizationPolicy",
+		"authorizationpolicies.security.istio.io": "AuthorizationPolicy", "gateways.networking.istio.io": "Gateway",
+		"gateways.gateway.networking.k8s.io": api.KindListenedGateway, "httproutes.gateway.networking.k8s.io": "HTTPRoute",
 	} {
 		if got, err := kindOf(text); got != want || err != nil {
 			t.Errorf("%s is %q (%v), want %s", text, got, err, want)

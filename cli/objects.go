@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -35,22 +36,25 @@ func kinds() map[string][]string {
 		"VirtualService": {"vs"}, "DestinationRule": {"dr"}, "Gateway": {"gw"}, "ServiceEntry": {"se"},
 		"WorkloadEntry": {"we"}, "WorkloadGroup": {"wg"}, "PeerAuthentication": {"pa"},
 		"AuthorizationPolicy": {"ap", "authz"}, "Telemetry": nil,
+		"GatewayClass": {"gc"}, "Gateway.gateway.networking.k8s.io": {"gtw", "gateways.gateway.networking.k8s.io"}, "HTTPRoute": nil,
+		"GRPCRoute": nil, "ReferenceGrant": {"refgrant"},
 	}
 }
 
 // kindOf finds the kind that is meant.
 func kindOf(text string) (string, error) {
-	word := strings.ToLower(text)
-	word, _, _ = strings.Cut(word, ".") // As in gateways.networking.istio.io.
-	var all []string
-	for kind, short := range kinds() {
-		name := strings.ToLower(kind)
-		names := append([]string{name, name + "s", name + "es", strings.TrimSuffix(name, "y") + "ies"}, short...)
-		if slices.Contains(names, word) {
-			return kind, nil
+	whole := strings.ToLower(text)
+	short, _, _ := strings.Cut(whole, ".") // As in gateways.networking.istio.io.
+	for _, word := range []string{whole, short} {
+		for kind, more := range kinds() {
+			name := strings.ToLower(kind)
+			names := append([]string{name, name + "s", name + "es", strings.TrimSuffix(name, "y") + "ies"}, more...)
+			if slices.Contains(names, word) {
+				return kind, nil
+			}
 		}
-		all = append(all, kind)
 	}
+	all := slices.Collect(maps.Keys(kinds()))
 	slices.Sort(all)
 	return "", usage(fmt.Errorf("the kind %q is unknown; choose %s", text, strings.Join(all, ", ")))
 }
