@@ -52,7 +52,9 @@ type Config struct {
 	// Listen is the address for proxies: xDS and certificates over TLS.
 	Listen string
 	// API is the path of the Unix socket for the command line.
-	API         string
+	API string
+	// Admin is the TCP address of a page that shows the same, without keys, and changes nothing; empty: none.
+	Admin       string
 	TrustDomain string // empty: cluster.local
 	// CASecret names the Secret, in the namespace of this server, that holds the authority's key for all servers of the
 	// mesh, and the next ones; it is made if it is not there. Empty: the key is in State. It needs Kube.
@@ -85,6 +87,7 @@ type Control struct {
 	started   time.Time
 	addr      string                 // what proxies connect to
 	webhooks  atomic.Pointer[string] // what the API server connects to; nil: not yet
+	admin     atomic.Pointer[string] // where the admin page is; nil: not yet
 
 	mu         sync.Mutex // the picture: one change at a time
 	builder    *mesh.Builder
@@ -269,6 +272,9 @@ func (c *Control) Run(ctx context.Context) error {
 	run("workloads", func(ctx context.Context) error { return c.registry.run(ctx, c.connected) })
 	run("housekeeping", c.sweep)
 	run("API", c.serveAPI)
+	if c.cfg.Admin != "" {
+		run("admin page", c.serveAdmin)
+	}
 	if c.cfg.Inject != nil {
 		run("webhooks", c.serveWebhooks)
 	}

@@ -323,7 +323,7 @@ func (c *Control) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	reply(w, http.StatusOK, map[string]any{
 		"started": c.started, "snapshot": snap.Version, "objects": snap.Len(), "proxies": proxies, "compiled": stats.Compiled,
 		"changed": stats.Changed, "faults": faultsJSON(folder.Faults), "warnings": findingsJSON(warnings(c.findings())), "restored": folder.Restored,
-		"listen": c.addr, "trustDomain": c.authority.TrustDomain(),
+		"version": version(), "listen": c.addr, "trustDomain": c.authority.TrustDomain(),
 	})
 }
 

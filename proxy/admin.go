@@ -37,6 +37,7 @@ type Status struct {
 	Name      string    `json:"name"`
 	Namespace string    `json:"namespace"`
 	Role      string    `json:"role"`
+	Version   string    `json:"version"` // of this program
 	Identity  string    `json:"identity"`
 	Ready     bool      `json:"ready"`
 	ReadyMS   float64   `json:"ready_ms"` // from start to ready
@@ -57,7 +58,7 @@ type Status struct {
 // Status returns the present state.
 func (p *Proxy) Status() Status {
 	s := Status{
-		Name: p.cfg.Name, Namespace: p.cfg.Namespace, Role: p.cfg.Role, Identity: p.self.identity, Connected: p.connected.Load(),
+		Name: p.cfg.Name, Namespace: p.cfg.Namespace, Role: p.cfg.Role, Version: version(), Identity: p.self.identity, Connected: p.connected.Load(),
 		Draining: p.draining.Load(), RSSMiB: rssMiB(), PID: os.Getpid(), Accelerator: cmp.Or(p.cfg.Accelerator, AcceleratorOff),
 		Ports: p.gateways.status(),
 	}
