@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lateen-mesh/lateen/cli/host"
+	"github.com/lateen-mesh/lateen/cli/show"
 )
 
 // The exit codes. `lateen run` ends with that of its command.
@@ -86,8 +87,8 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if code == codeUsage {
 		err = fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	}
-	style := newStyle(a.err)
-	say(a.err, "%s %v\n", style.bad.Render("Error:"), err)
+	style := show.NewStyle(a.err)
+	say(a.err, "%s %v\n", style.Bad.Render("Error:"), err)
 	return code
 }
 
@@ -101,6 +102,9 @@ func usage(err error) error {
 	}
 	return &exitError{codeUsage, err}
 }
+
+// format checks the value of --output.
+func format(value string, values ...string) error { return usage(show.Choice(value, values...)) }
 
 // checked makes cobra's argument checks usage errors.
 func checked(check cobra.PositionalArgs) cobra.PositionalArgs {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/lateen-mesh/lateen/cli/host"
+	"github.com/lateen-mesh/lateen/cli/show"
 )
 
 const (
@@ -171,7 +172,7 @@ type demoRun struct {
 	app     *app
 	opts    demoOptions
 	host    *host.Host
-	style   style
+	style   show.Style
 	began   time.Time
 	ready   time.Duration
 	page    string
@@ -186,7 +187,7 @@ type demoRun struct {
 
 // runDemo runs the demo to its end.
 func (a *app) runDemo(ctx context.Context, o demoOptions) error {
-	d := &demoRun{app: a, opts: o, style: newStyle(a.err), began: time.Now(), lost: make(chan error, 16)}
+	d := &demoRun{app: a, opts: o, style: show.NewStyle(a.err), began: time.Now(), lost: make(chan error, 16)}
 	examples, bookinfo, err := findExamples(o.examples)
 	if err != nil {
 		return err
@@ -229,7 +230,7 @@ func (a *app) runDemo(ctx context.Context, o demoOptions) error {
 
 // progress tells what happens before there is a picture.
 func (d *demoRun) progress(format string, args ...any) {
-	say(d.app.err, "%s\n", d.style.dim.Render(fmt.Sprintf(format, args...)))
+	say(d.app.err, "%s\n", d.style.Dim.Render(fmt.Sprintf(format, args...)))
 }
 
 // findExamples finds the folder of the example and its program.
@@ -464,7 +465,7 @@ func (d *demoRun) show(ctx context.Context, began time.Time, last counts, applie
 	if live {
 		every = redrawEvery
 	}
-	s := newStyle(d.app.out)
+	s := show.NewStyle(d.app.out)
 	c := &screen{size: func() (int, int) {
 		columns, rows, err := term.GetSize(int(d.app.out.Fd()))
 		if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/lateen-mesh/lateen/cli/host"
+	"github.com/lateen-mesh/lateen/cli/show"
 	"github.com/lateen-mesh/lateen/telemetry"
 )
 
@@ -104,7 +105,7 @@ func TestPicture(t *testing.T) {
 		page: "http://127.0.0.1:8080/productpage", admins: []address{{"ingressgateway", "http://127.0.0.1:15100"}, {"details-v1", "http://127.0.0.1:15101"}},
 		trouble: "the file is not there", examples: "examples/bookinfo", lateen: "bin/lateen", mesh: "shop",
 	}
-	golden(t, "picture", f.text(newStyle(io.Discard))+"\n--- at the start\n\n"+frame{lateen: "bin/lateen", page: f.page, mesh: host.DefaultMesh}.text(newStyle(io.Discard)))
+	golden(t, "picture", f.text(show.NewStyle(io.Discard))+"\n--- at the start\n\n"+frame{lateen: "bin/lateen", page: f.page, mesh: host.DefaultMesh}.text(show.NewStyle(io.Discard)))
 }
 
 // TestScreen: a frame takes the place of the one before, and never scrolls the terminal.

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/lateen-mesh/lateen/cli/host"
+	"github.com/lateen-mesh/lateen/cli/show"
 )
 
 // maxInput bounds what is applied at once.
@@ -212,9 +213,9 @@ func (a *app) change(ctx context.Context, path string, dry bool, body []byte, b 
 
 // warn tells what the control plane finds odd.
 func (a *app) warn(list []finding, b *bundle) {
-	style := newStyle(a.err)
+	style := show.NewStyle(a.err)
 	for _, w := range list {
-		say(a.err, "%s %s\n", style.warn.Render("Warning:"), w.text(b))
+		say(a.err, "%s %s\n", style.Warn.Render("Warning:"), w.text(b))
 	}
 }
 
@@ -379,17 +380,17 @@ func (a *app) show(list []object, output string, everywhere bool) error {
 			}
 			items = append(items, text)
 		}
-		return writeJSON(a.out, items)
+		return show.JSON(a.out, items)
 	}
 	if len(list) == 0 {
 		say(a.err, "no objects\n")
 		return nil
 	}
-	say(a.out, "%s", objectTable(newStyle(a.out), list, output == "wide", everywhere))
+	say(a.out, "%s", objectTable(show.NewStyle(a.out), list, output == "wide", everywhere))
 	return nil
 }
 
-func objectTable(s style, list []object, wide, everywhere bool) string {
+func objectTable(s show.Style, list []object, wide, everywhere bool) string {
 	heads := []string{"KIND", "NAME"}
 	if everywhere {
 		heads = []string{"KIND", "NAMESPACE", "NAME"}
@@ -412,7 +413,7 @@ func objectTable(s style, list []object, wide, everywhere bool) string {
 		}
 		rows = append(rows, row)
 	}
-	return s.table(heads, rows)
+	return s.Table(heads, rows)
 }
 
 // token is `lateen token`.
@@ -431,7 +432,7 @@ func (a *app) token() *cobra.Command {
 				if err := host.Call(cmd.Context(), a.dir.API(), http.MethodPost, "/tokens", ask, &all); err != nil {
 					return a.absent(err)
 				}
-				return writeJSON(a.out, all)
+				return show.JSON(a.out, all)
 			}
 			var t host.Token
 			if err := host.Call(cmd.Context(), a.dir.API(), http.MethodPost, "/tokens", ask, &t); err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/lateen-mesh/lateen/cli/host"
+	"github.com/lateen-mesh/lateen/cli/show"
 )
 
 // frame is all that the live picture shows at one moment.
@@ -28,29 +29,29 @@ type frame struct {
 type address struct{ name, url string }
 
 // text draws the frame.
-func (f frame) text(s style) string {
+func (f frame) text(s show.Style) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "%s  Bookinfo in the mesh, for %s\n\n", s.accent.Bold(true).Render("lateen"), f.running.Round(time.Second))
+	fmt.Fprintf(&out, "%s  Bookinfo in the mesh, for %s\n\n", s.Accent.Bold(true).Render("lateen"), f.running.Round(time.Second))
 	out.WriteString(edgeTable(s, f.edges))
-	failed := s.good.Render("0 failed")
+	failed := s.Good.Render("0 failed")
 	if f.failed > 0 {
-		failed = s.bad.Render(fmt.Sprintf("%d failed", f.failed)) + s.dim.Render(fmt.Sprintf(" (the last: %v)", f.lastErr))
+		failed = s.Bad.Render(fmt.Sprintf("%d failed", f.failed)) + s.Dim.Render(fmt.Sprintf(" (the last: %v)", f.lastErr))
 	}
 	fmt.Fprintf(&out, "\n%d requests from outside, %s\n", f.requests, failed)
 	for _, text := range []string{f.refused, f.trouble} {
 		if text != "" {
-			out.WriteString(s.warn.Render(text) + "\n")
+			out.WriteString(s.Warn.Render(text) + "\n")
 		}
 	}
-	fmt.Fprintf(&out, "\n%s  %s\n", s.head.Render("product page"), s.accent.Render(f.page))
+	fmt.Fprintf(&out, "\n%s  %s\n", s.Head.Render("product page"), s.Accent.Render(f.page))
 	for i, a := range f.admins {
 		head := "            "
 		if i == 0 {
 			head = "admin pages "
 		}
-		fmt.Fprintf(&out, "%s  %s  %s\n", s.head.Render(head), a.url, s.dim.Render(a.name))
+		fmt.Fprintf(&out, "%s  %s  %s\n", s.Head.Render(head), a.url, s.Dim.Render(a.name))
 	}
-	out.WriteString("\n" + s.head.Render("try, in another terminal") + "\n")
+	out.WriteString("\n" + s.Head.Render("try, in another terminal") + "\n")
 	program := f.lateen
 	if f.mesh != host.DefaultMesh {
 		program += " --mesh " + f.mesh
@@ -62,12 +63,12 @@ func (f frame) text(s style) string {
 	} {
 		out.WriteString("  " + program + " " + command + "\n")
 	}
-	out.WriteString(s.dim.Render("Ctrl-C ends it all") + "\n")
+	out.WriteString(s.Dim.Render("Ctrl-C ends it all") + "\n")
 	return out.String()
 }
 
 // edgeTable draws the arrows.
-func edgeTable(s style, edges []edge) string {
+func edgeTable(s show.Style, edges []edge) string {
 	var rows [][]string
 	last := ""
 	for _, e := range edges {
@@ -79,24 +80,24 @@ func edgeTable(s style, edges []edge) string {
 		lock := ""
 		switch {
 		case e.MTLS:
-			lock = s.good.Render("🔒 mTLS")
+			lock = s.Good.Render("🔒 mTLS")
 		case e.arrived:
-			lock = s.warn.Render("plain")
+			lock = s.Warn.Render("plain")
 		}
-		success := s.good
+		success := s.Good
 		if e.Success < 1 {
-			success = s.bad
+			success = s.Bad
 		}
 		rows = append(rows, []string{
-			from, "→ " + e.To + " " + s.dim.Render(e.Version), fmt.Sprintf("%.1f", e.rate),
+			from, "→ " + e.To + " " + s.Dim.Render(e.Version), fmt.Sprintf("%.1f", e.rate),
 			fmt.Sprintf("%.0f %%", 100*e.Share), success.Render(percent(e.Success)), fmt.Sprintf("%.1f", e.P50),
 			fmt.Sprintf("%.1f", e.P99), lock,
 		})
 	}
 	if len(rows) == 0 {
-		return s.dim.Render("no calls yet") + "\n"
+		return s.Dim.Render("no calls yet") + "\n"
 	}
-	return s.table([]string{"FROM", "TO", ">REQ/S", ">SHARE", ">SUCCESS", ">P50 ms", ">P99 ms", ""}, rows)
+	return s.Table([]string{"FROM", "TO", ">REQ/S", ">SHARE", ">SUCCESS", ">P50 ms", ">P99 ms", ""}, rows)
 }
 
 // percent never rounds a failure away.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lateen-mesh/lateen/cli/host"
+	"github.com/lateen-mesh/lateen/cli/show"
 )
 
 // demoReport is what a headless demo prints.
@@ -43,19 +44,19 @@ func (d *demoRun) report(ctx context.Context, before counts) error {
 	r.Requests, r.Failed, r.Statuses, r.lastErr = d.load.totals()
 	for i, socket := range d.sockets {
 		p := proxyReport{Name: d.admins[i].name}
-		var own ownStatus
+		var own show.Own
 		if err := host.Call(ctx, socket, http.MethodGet, "/status", nil, &own); err == nil {
 			p.RSSMiB, p.ReadyMS = rounded(own.RSSMiB, 1), rounded(own.ReadyMS, 1)
 		}
 		r.Proxies = append(r.Proxies, p)
 	}
 	if d.opts.output == "json" {
-		if err := writeJSON(d.app.out, r); err != nil {
+		if err := show.JSON(d.app.out, r); err != nil {
 			return err
 		}
 	} else {
 		say(d.app.out, "%s%d requests, %d failed; %.0f %% of the calls between services over mTLS\n",
-			edgeTable(newStyle(d.app.out), r.Edges), r.Requests, r.Failed, 100*r.MTLSShare)
+			edgeTable(show.NewStyle(d.app.out), r.Edges), r.Requests, r.Failed, 100*r.MTLSShare)
 	}
 	plain := !d.configured && len(d.opts.files) == 0 && len(d.opts.headers) == 0 && d.opts.path == pagePath
 	return r.verdict(plain)

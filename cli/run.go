@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lateen-mesh/lateen/cli/host"
+	"github.com/lateen-mesh/lateen/cli/show"
 )
 
 const (
@@ -228,7 +229,7 @@ func (a *app) runOne(ctx context.Context, w host.Workload, configs []string) (in
 				return 0, nil
 			}
 		case host.EventUnhealthy:
-			say(a.err, "%s %s does not answer its probe; nobody calls it until it does\n", newStyle(a.err).warn.Render("Warning:"), w.Name)
+			say(a.err, "%s %s does not answer its probe; nobody calls it until it does\n", show.NewStyle(a.err).Warn.Render("Warning:"), w.Name)
 		case host.EventExited:
 			code = ev.Code
 		case host.EventDone:
@@ -239,7 +240,7 @@ func (a *app) runOne(ctx context.Context, w host.Workload, configs []string) (in
 
 // announce tells that a workload is in the mesh.
 func (a *app) announce(w host.Workload, s *sockets, ev host.Event) {
-	style := newStyle(a.err)
+	style := show.NewStyle(a.err)
 	parts := []string{fmt.Sprintf("%s is in the mesh after %s", w.Name, ev.After.Round(time.Millisecond))}
 	for i, name := range s.names {
 		port := s.ports[name]
@@ -249,7 +250,7 @@ func (a *app) announce(w host.Workload, s *sockets, ev host.Event) {
 			parts = append(parts, fmt.Sprintf("port %s is 127.0.0.1:%d", name, port))
 		}
 	}
-	say(a.err, "%s\n", style.dim.Render(strings.Join(parts, "; ")))
+	say(a.err, "%s\n", style.Dim.Render(strings.Join(parts, "; ")))
 }
 
 // configure applies files and folders of objects, whole.

@@ -6,28 +6,11 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
-)
 
-func TestStatusTable(t *testing.T) {
-	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	golden(t, "status", statusTable(newStyle(io.Discard), []proxyStatus{
-		{
-			Name: "details-v1", Namespace: "default", Role: "sidecar", Identity: "spiffe://cluster.local/ns/default/sa/d",
-			Connected: true, Synced: true, Ready: true, Updated: now.Add(-3 * time.Second), RSSMiB: 9.94,
-			Accelerator: "on",
-		},
-		{Name: "edge", Namespace: "shop", Role: "gateway", Connected: true, Ready: true, Updated: now.Add(-90 * time.Minute), RSSMiB: 112.2, Accelerator: "off"},
-		{Name: "lost", Namespace: "shop", Role: "sidecar", Ready: true, Synced: true, Updated: now.Add(-100 * time.Hour)},
-		{Name: "new", Namespace: "shop", Role: "sidecar", Connected: true},
-		{
-			Name: "sulking", Namespace: "shop", Role: "sidecar", Connected: true, Ready: true, Refused: `route "x": no clusters`,
-			Updated: now.Add(-2 * time.Minute), Accelerator: "unavailable: no permission",
-		},
-	}, now))
-}
+	"github.com/lateen-mesh/lateen/cli/show"
+)
 
 // TestStatus joins what the host, the control plane and the proxy know; the proxy of "one" does not answer.
 func TestStatus(t *testing.T) {
@@ -44,11 +27,11 @@ func TestStatus(t *testing.T) {
 	if code != 0 || errs != "" {
 		t.Fatalf("code %d: %s", code, errs)
 	}
-	var got []proxyStatus
+	var got []show.Proxy
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatal(err)
 	}
-	want := []proxyStatus{
+	want := []show.Proxy{
 		{Name: "one", Namespace: "default", Role: "gateway"},
 		{
 			Name: "two", Namespace: "default", Role: "sidecar", Identity: "spiffe://b", Connected: true, Synced: true, Ready: true,
@@ -92,7 +75,7 @@ func TestProxyConfig(t *testing.T) {
 		t.Errorf("code %d, asked for %q:\n%s%s", code, query, out, errs)
 	}
 	code, out, _ = b.run("", "proxy-config", "two", "--name", "rat", "-o", "json")
-	var list []configEntry
+	var list []show.Entry
 	if err := json.Unmarshal([]byte(out), &list); err != nil || code != 0 || len(list) != 1 || list[0].Name != "ratings" || query != "" {
 		t.Errorf("code %d, asked for %q (%v):\n%s", code, query, err, out)
 	}
