@@ -231,10 +231,11 @@ func split(text string) ([]Object, error) {
 }
 
 // kinds is the order in which objects are applied: what others name or need goes first. The webhook goes before
-// Deployments, as a gateway's pod that is made without it has no proxy.
+// Deployments, as a gateway's pod that is made without it has no proxy, and the
+// CNI plugin before the webhook, as pods that are told to count on it wait for it.
 var kinds = []string{
 	"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap", "Service",
-	"MutatingWebhookConfiguration", "Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler",
+	"DaemonSet", "MutatingWebhookConfiguration", "Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler",
 }
 
 // rank is the place of a kind in the order; those that are not listed go last.

@@ -33,6 +33,7 @@ lateend:
   tolerations: [{key: only, operator: Exists}]
   affinity: {podAntiAffinity: {}}
   podAnnotations: {who: me}
+cni: {enabled: true, lists: /host/lists, programs: /host/plugins}
 istiodService: false
 injection: {enableNamespacesByDefault: true, config: {classicSidecars: true, proxyImage: "other:1"}}
 secretNamespaces: [shop]
@@ -99,7 +100,7 @@ func TestGolden(t *testing.T) {
 
 // TestProfiles: every profile is installed as it is.
 func TestProfiles(t *testing.T) {
-	if got := Profiles(); !slices.Equal(got, []string{"default", "minimal"}) {
+	if got := Profiles(); !slices.Equal(got, []string{"ambient-ready", "default", "minimal"}) {
 		t.Errorf("profiles %v", got)
 	}
 	for _, name := range Profiles() {
@@ -118,7 +119,7 @@ func TestRefused(t *testing.T) {
 		c    Config
 		want []string
 	}{
-		{"profile", Config{Profile: "demo"}, []string{`no profile "demo"`, "default, minimal"}},
+		{"profile", Config{Profile: "demo"}, []string{`no profile "demo"`, "ambient-ready, default, minimal"}},
 		{"unknown", Config{Set: []string{"lateend.replica=2", "istiod=1"}}, []string{"/lateend", "'replica' not allowed", "'istiod' not allowed"}},
 		{"type", Config{Set: []string{"lateend.replicas=many"}}, []string{"/lateend/replicas", "want integer"}},
 		{"range", Config{Set: []string{"lateend.replicas=0"}}, []string{"/lateend/replicas", "minimum"}},
@@ -138,6 +139,25 @@ func TestRefused(t *testing.T) {
 	}
 	if _, err := ReadValues([]byte("a: 1\na: 2\n")); err == nil {
 		t.Error("a key may come twice")
+	}
+}
+
+// TestCNI: a profile with the plugin gives no pod a capability, whatever the revision; nodes have one plugin.
+func TestCNI(t *testing.T) {
+	for _, revision := range []string{"", "canary"} {
+		list := rendered(t, Config{Profile: "ambient-ready", Revision: revision})
+		name, plugins := "lateen-injection", 1
+		if revision != "" {
+			name, plugins = name+"-"+revision, 0
+		}
+		m := find[core.ConfigMap](t, list, "ConfigMap", name)
+		if cfg, err := inject.ReadConfig([]byte(m.Data["config.yaml"])); err != nil || !cfg.CNI {
+			t.Errorf("%q: %+v, %v", revision, cfg, err)
+		}
+		got := slices.DeleteFunc(slices.Clone(list), func(o Object) bool { return o.Kind != "DaemonSet" })
+		if len(got) != plugins {
+			t.Errorf("%q: %v", revision, got)
+		}
 	}
 }
 

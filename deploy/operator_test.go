@@ -27,6 +27,7 @@ spec:
         hpaSpec: {minReplicas: 2, metrics: []}
     cni:
       enabled: true
+      namespace: kube-system
     ingressGateways:
       - name: edge
         enabled: true
@@ -53,7 +54,9 @@ func TestTranslate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(`gateways:
+	if diff := cmp.Diff(`cni:
+  enabled: true
+gateways:
   ingress:
     enabled: true
     label: edge
@@ -77,11 +80,11 @@ meshConfig:
 		"iop.yaml:6: spec.hub has no meaning here: it names Istio's images; give ours with --set hub=...",
 		"iop.yaml:13: spec.components.pilot.k8s.env has no meaning here: lateend has none of istiod's switches",
 		"iop.yaml:15: spec.components.pilot.k8s.hpaSpec.metrics has no meaning here",
-		"iop.yaml:16: spec.components.cni has no meaning here: the CNI plugin is not installed yet; pods get an init container",
-		"iop.yaml:21: spec.components.ingressGateways[0].namespace has no meaning here",
-		"iop.yaml:22: spec.components.ingressGateways[0].label.app has no meaning here",
-		"iop.yaml:25: spec.components.ingressGateways[1] has no meaning here",
-		"iop.yaml:30: spec.values.global.tracer has no meaning here",
+		"iop.yaml:18: spec.components.cni.namespace has no meaning here: it is always istio-system",
+		"iop.yaml:22: spec.components.ingressGateways[0].namespace has no meaning here",
+		"iop.yaml:23: spec.components.ingressGateways[0].label.app has no meaning here",
+		"iop.yaml:26: spec.components.ingressGateways[1] has no meaning here",
+		"iop.yaml:31: spec.values.global.tracer has no meaning here",
 	}, got.Warnings); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -36,7 +36,7 @@ func TestExecute(t *testing.T) {
 		{"manifest generate x", 2, "", "lateen manifest generate --help"},
 		{"manifest generate --x", 2, "", "unknown flag"},
 		{"manifest", 0, "generate", ""},
-		{"profile list", 0, "default\nminimal\n", ""},
+		{"profile list", 0, "ambient-ready\ndefault\nminimal\n", ""},
 		{"profile dump", 0, "ingress: {enabled: true}", ""},
 		{"profile dump minimal", 0, "{}", ""},
 		{"profile dump x", 1, "", "no profile"},

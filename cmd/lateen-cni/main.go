@@ -1,5 +1,6 @@
 // Command lateen-cni prepares the network of a pod. Called by a container runtime it is a CNI plugin; `lateen-cni install`
-// puts it onto a node and keeps it there, `ready` says whether it is, `uninstall` takes it away. Without the plugin
+// puts it onto a node and keeps it there, `ready` says whether it is, `uninstall` takes it away (and with --hold stays, as a
+// DaemonSet's pods have to). Without the plugin
 // `lateen-cni init` sets the capture rules (the container lateen-init); with it, `lateen-cni validate` looks whether they
 // are there (the container lateen-validation).
 package main
@@ -24,7 +25,7 @@ const (
 	codeNotCaptured = 126
 )
 
-const usage = "usage: lateen-cni init|validate --config JSON, or lateen-cni install|ready|uninstall"
+const usage = "usage: lateen-cni init|validate --config JSON, or lateen-cni install|ready, or lateen-cni uninstall [--hold]"
 
 func main() {
 	if os.Getenv("CNI_COMMAND") != "" {
@@ -44,11 +45,15 @@ func run(ctx context.Context, args []string, errs *os.File) int {
 	flags := flag.NewFlagSet("lateen-cni", flag.ContinueOnError)
 	flags.SetOutput(errs)
 	text := flags.String("config", "", "of init and validate: what is captured, as `JSON`")
+	hold := flags.Bool("hold", false, "of uninstall: stay until SIGTERM")
 	if len(args) == 0 || flags.Parse(args[1:]) != nil || flags.NArg() > 0 {
 		_, _ = fmt.Fprintln(errs, usage)
 		return codeUsage
 	}
 	err := command(ctx, args[0], *text, slog.New(slog.NewTextHandler(errs, nil)))
+	if err == nil && *hold {
+		<-ctx.Done()
+	}
 	switch {
 	case err == nil:
 		return 0

@@ -6,14 +6,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/lateen-mesh/lateen/deploy"
 	"github.com/lateen-mesh/lateen/test/kubetest"
 )
 
-const image = "lateen.test/lateen-cni:1"
+const image = "lateen.test/lateen-cni:dev"
 
 // pod is one as the webhook makes it, as far as the plugin is concerned: its name, and what is to be captured.
 const pod = `
@@ -24,7 +26,7 @@ spec:
   terminationGracePeriodSeconds: 0
   initContainers:
   - name: lateen-validation
-    image: lateen.test/lateen-cni:1
+    image: lateen.test/lateen-cni:dev
     command: [/lateen-cni, validate, --config, '{"noDNS":true}']
     securityContext: {runAsUser: 65534, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
   containers:
@@ -32,6 +34,16 @@ spec:
 `
 
 const patience = 2 * time.Minute
+
+// installer is the chart's DaemonSet.
+func installer(t *testing.T) string {
+	t.Helper()
+	objects, err := deploy.Render(deploy.Config{Profile: "minimal", Set: []string{"cni.enabled=true", "hub=lateen.test"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(deploy.Manifest(slices.DeleteFunc(objects, func(o deploy.Object) bool { return o.Kind != "DaemonSet" })))
+}
 
 // TestPods: a pod that is there before the plugin does not run until the installer has set its rules; one that comes later
 // runs at once; one whose rules cannot be set gets no network, and its events say why.
@@ -64,14 +76,11 @@ func TestPods(t *testing.T) {
 	}
 	create("before", `{"noDNS":true}`)
 	do("wait", "pod/before", "--for=jsonpath={.status.initContainerStatuses[0].lastState.terminated.exitCode}=126", "--timeout=1m")
-	installer, err := os.ReadFile(filepath.Join("testdata", "node.yaml"))
-	if err != nil {
+	do("create", "namespace", deploy.Namespace)
+	if err := c.Apply(ctx, installer(t)); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Apply(ctx, string(installer)); err != nil {
-		t.Fatal(err)
-	}
-	do("-n", "kube-system", "rollout", "status", "daemonset/lateen-cni", "--timeout=1m")
+	do("-n", deploy.Namespace, "rollout", "status", "daemonset/lateen-cni", "--timeout=1m")
 	create("after", `{"noDNS":true}`)
 	create("broken", `{"newer":true}`)
 	do("wait", "pod/after", "--for=condition=Ready", "--timeout=1m")

@@ -40,6 +40,7 @@ istio.io/rev: {{ include "lateen.revision" . | quote }}
   "discoveryAddress" (printf "%s.%s.svc:15012" (include "lateen.name" .) .Release.Namespace)
   "trustDomain" .Values.meshConfig.trustDomain
   "clusterID" .Values.clusterName }}
+{{- if .Values.cni.enabled }}{{ $_ := set $own "cni" true }}{{ end }}
 {{- if .Values.network }}{{ $_ := set $own "network" .Values.network }}{{ end }}
 {{- if .Values.imagePullPolicy }}{{ $_ := set $own "imagePullPolicy" .Values.imagePullPolicy }}{{ end }}
 {{- if .Values.imagePullSecrets }}{{ $_ := set $own "imagePullSecrets" .Values.imagePullSecrets }}{{ end }}
