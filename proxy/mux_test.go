@@ -566,3 +566,53 @@ func TestMuxSilentPeer(t *testing.T) {
 	close(g.open)
 	group.Wait()
 }
+
+// TestMuxTimeout: a connection on which a request timed out is left for others if nothing was heard on it meanwhile.
+func TestMuxTimeout(t *testing.T) {
+	for _, tt := range []struct {
+		silent  bool
+		timeout time.Duration
+		kept    int
+	}{{true, 200 * time.Millisecond, 0}, {false, 2 * time.Second, 1}} {
+		g := newGate()
+		s := newSidecars(t, backend(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/waits" {
+				g.ServeHTTP(w, r)
+			}
+		}).Listener.Addr().String(), true, nil, func(c *plan.Chain, _ *plan.Cluster) {
+			host := &c.HTTP.Inline.Hosts[0]
+			waits := host.Rules[0]
+			waits.Name, waits.Timeout = "waits", tt.timeout
+			waits.Match.Path = plan.StringMatch{Kind: plan.MatchExact, Value: "/waits"}
+			host.Rules = append([]plan.Rule{waits}, host.Rules...)
+		})
+		s.get(t, "/")
+		waits := func() {
+			if res, _ := s.get(t, "/waits"); res.StatusCode != 504 {
+				t.Errorf("silent %v: %s; want 504", tt.silent, res.Status)
+			}
+		}
+		if tt.silent {
+			s.server.onLoop(func(*worker) { waits() })
+		} else {
+			var group sync.WaitGroup
+			group.Go(waits)
+			<-g.arrived
+			s.get(t, "/")
+			group.Wait()
+		}
+		kept := 0
+		s.client.onLoop(func(w *worker) {
+			for _, p := range w.pools {
+				kept += len(p.multi)
+			}
+		})
+		if kept != tt.kept {
+			t.Errorf("silent %v: %d connections are kept; want %d", tt.silent, kept, tt.kept)
+		}
+		if res, _ := s.get(t, "/"); res.StatusCode != 200 {
+			t.Errorf("silent %v, afterwards: %s", tt.silent, res.Status)
+		}
+		close(g.open)
+	}
+}
