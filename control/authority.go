@@ -4,62 +4,55 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/lateen-mesh/lateen/identity/ca"
 	"github.com/lateen-mesh/lateen/source/kube"
 )
 
-// authorityFiles are those of an authority's own root.
-var authorityFiles = []string{"root-cert.pem", "root-key.pem"}
-
-// share returns the files that all servers of a mesh have in common, given those that this one would bring.
-type share func(files map[string][]byte) (map[string][]byte, error)
-
-// openAuthority opens the certificate authority, with the key in the state folder or, where one is named, in a Secret.
+// openAuthority opens the certificate authority, with the key in the state folder or, where one is named, in a Secret
+// that all servers share. A key of a Secret is in memory only.
 func (c *Control) openAuthority() (*ca.Authority, error) {
-	cfg := ca.Config{TrustDomain: c.cfg.TrustDomain, Dir: filepath.Join(c.cfg.State, "ca")}
+	cfg := ca.Config{TrustDomain: c.cfg.TrustDomain}
 	if c.cfg.CASecret == "" {
+		cfg.Dir = filepath.Join(c.cfg.State, "ca")
 		return ca.New(cfg)
 	}
 	if c.cfg.Kube == nil {
 		return nil, errors.New("the authority's key can be in a Secret only where the configuration is in Kubernetes (--kube)")
 	}
-	return sharedAuthority(cfg, func(files map[string][]byte) (map[string][]byte, error) {
-		return kube.Share(context.Background(), c.cfg.Kube, c.cfg.CASecret, files)
+	keys, err := kube.ReadKeys(context.Background(), c.cfg.Kube, c.cfg.CASecret, func() (map[string][]byte, error) {
+		return ca.NewKeys(c.cfg.TrustDomain, time.Now())
 	})
-}
-
-// sharedAuthority opens an authority with the key that all servers share, given the folder of the one that this server
-// would bring. Where the shared one is kept is made anew at each start.
-func sharedAuthority(cfg ca.Config, common share) (*ca.Authority, error) {
-	if _, err := ca.New(cfg); err != nil {
-		return nil, err
-	}
-	files := map[string][]byte{}
-	for _, name := range authorityFiles {
-		text, err := os.ReadFile(filepath.Join(cfg.Dir, name))
-		if err != nil {
-			return nil, fmt.Errorf("read the authority's key: %w", err)
-		}
-		files[name] = text
-	}
-	files, err := common(files)
 	if err != nil {
 		return nil, err
 	}
-	cfg.Dir += "-shared"
-	if err := errors.Join(os.RemoveAll(cfg.Dir), os.Mkdir(cfg.Dir, 0o700)); err != nil {
-		return nil, fmt.Errorf("make a folder for the shared key: %w", err)
+	cfg.Keys = keys.Files
+	a, err := ca.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("Secret %s: %w", keys.Secret, err) //nolint:staticcheck // the kind's name
 	}
-	for _, name := range authorityFiles {
-		if len(files[name]) == 0 {
-			return nil, fmt.Errorf("the shared key of the authority has no %s; delete its Secret if no proxy trusts it, and it is made anew", name)
-		}
-		if err := os.WriteFile(filepath.Join(cfg.Dir, name), files[name], 0o600); err != nil {
-			return nil, fmt.Errorf("keep the shared key: %w", err)
-		}
+	c.log.Info("the authority's keys are those of a Secret", "secret", keys.Secret, "expires", a.Expires())
+	return a, nil
+}
+
+// useKeys takes over what is in the Secret of the authority's keys now.
+func (c *Control) useKeys(keys kube.Keys) error {
+	changed, err := c.authority.Use(keys.Files)
+	if err != nil {
+		return fmt.Errorf("Secret %s: %w; a server that is started anew takes it as it is", keys.Secret, err) //nolint:staticcheck // the kind's name
 	}
-	return ca.New(cfg)
+	if changed {
+		c.log.Info("the authority's keys have changed", "secret", keys.Secret, "roots", len(c.authority.Bundle().Roots(c.cfg.TrustDomain)),
+			"expires", c.authority.Expires())
+		c.cluster.RootsChanged()
+	}
+	return nil
+}
+
+// rotateKeys takes the step that is due in the replacement of our own root.
+func (c *Control) rotateKeys(files map[string][]byte, overlap time.Duration, since time.Time) (map[string][]byte, time.Duration, time.Time, error) {
+	keys, r, err := ca.Keys(files).Rotate(ca.Rotation{Overlap: overlap, Since: since}, c.cfg.TrustDomain, time.Now())
+	return keys, r.Overlap, r.Since, err
 }

@@ -57,7 +57,8 @@ type Config struct {
 	Admin       string
 	TrustDomain string // empty: cluster.local
 	// CASecret names the Secret, in the namespace of this server, that holds the authority's key for all servers of the
-	// mesh, and the next ones; it is made if it is not there. Empty: the key is in State. It needs Kube.
+	// mesh, and the next ones; it is made if it is not there. A Secret cacerts beside it, of an authority that somebody else
+	// has made, counts before it. Empty: the key is in State. It needs Kube.
 	CASecret string
 	// Names are DNS names by which the control plane is called besides ServerName, such as lateend.istio-system.svc.
 	Names []string
@@ -178,6 +179,7 @@ func (c *Control) openStore() (err error) {
 		c.cluster, err = kube.Open(kube.Config{
 			Webhook: webhook, Cluster: c.cfg.Kube, Logger: c.log, Apply: c.configured, Found: c.tell, Report: c.report,
 			Roots: func() []byte { return c.authority.Bundle().PEM(c.authority.TrustDomain()) },
+			Keys:  c.cfg.CASecret, UseKeys: c.useKeys, RotateKeys: c.rotateKeys,
 		})
 		c.store = c.cluster
 		return err

@@ -79,7 +79,7 @@ func (m MeshCertificate) Authenticate(ctx context.Context, _ []byte) (identity.I
 	if !ok || len(info.State.PeerCertificates) == 0 {
 		return identity.ID{}, ErrNoCredential
 	}
-	id, err := m.Authority.bundle.Verify(info.State.PeerCertificates, x509.ExtKeyUsageClientAuth, m.Authority.clock())
+	id, err := m.Authority.Bundle().Verify(info.State.PeerCertificates, x509.ExtKeyUsageClientAuth, m.Authority.clock())
 	if errors.Is(err, identity.ErrExpired) {
 		return identity.ID{}, fmt.Errorf("%w; it cannot be renewed any more: give the proxy a new token made with `lateen token create`", err)
 	}

@@ -21,11 +21,13 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"math/big"
 	"net/netip"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/lateen-mesh/lateen/identity"
@@ -44,7 +46,7 @@ const (
 // random bits, RFC 5280 section 4.1.2.2 allows 160.
 const serialBits = 128
 
-// Config says where the authority's keys are. Exactly one of Dir and CACerts
+// Config says where the authority's keys are. Exactly one of Dir and Keys
 // must be set.
 type Config struct {
 	// TrustDomain is the trust domain of every ID issued; cluster.local if
@@ -56,11 +58,8 @@ type Config struct {
 	// further roots, to be trusted beside the one that belongs to the key
 	// while one replaces another.
 	Dir string
-	// CACerts is a directory with a plugged-in authority, in the form of
-	// Istio's secret cacerts: ca-cert.pem and ca-key.pem sign,
-	// cert-chain.pem (which may be absent) leads from ca-cert.pem towards a
-	// root, root-cert.pem holds the roots, more than one while roots rotate.
-	CACerts string
+	// Keys are an authority's that somebody else keeps.
+	Keys Keys
 	// TTL is the lifetime of a certificate whose requester asks for none; 24
 	// hours if zero.
 	TTL time.Duration
@@ -73,17 +72,7 @@ type Authority struct {
 	trustDomain string
 	ttl         time.Duration
 	clock       func() time.Time
-	signer      *signer
-	bundle      *identity.Bundle
-}
-
-// signer is the certificate and key that sign, and what leads from them to a
-// root.
-type signer struct {
-	cert  *x509.Certificate
-	key   crypto.Signer
-	chain []*x509.Certificate // from cert up, without the root; empty if cert is a root
-	roots []*x509.Certificate
+	signer      atomic.Pointer[signer]
 }
 
 // New loads the authority's keys, or makes them: see Config.
@@ -104,26 +93,56 @@ func New(c Config) (*Authority, error) {
 		c.Clock = time.Now
 	}
 	a := &Authority{trustDomain: c.TrustDomain, ttl: c.TTL, clock: c.Clock}
-	var err error
+	keys, where := c.Keys, ""
 	switch {
-	case (c.Dir == "") == (c.CACerts == ""):
-		return nil, fmt.Errorf("open certificate authority: give either a state directory or a directory of plugged-in certificates (got %q and %q)", c.Dir, c.CACerts)
+	case (c.Dir == "") == (c.Keys == nil):
+		return nil, errors.New("open certificate authority: give either a state directory or keys")
 	case c.Dir != "":
-		a.signer, err = openOwn(c.Dir, c.TrustDomain, c.Clock())
-	default:
-		a.signer, err = openPlugged(c.CACerts)
+		var err error
+		if keys, err = openOwn(c.Dir, c.TrustDomain, c.Clock()); err != nil {
+			return nil, fmt.Errorf("open certificate authority: %w", err)
+		}
+		where = fmt.Sprintf(" in %q", c.Dir)
 	}
+	s, err := a.read(keys)
 	if err != nil {
-		return nil, fmt.Errorf("open certificate authority: %w", err)
+		return nil, fmt.Errorf("open certificate authority%s: %w", where, err)
 	}
-	if err := a.signer.check(c.Clock()); err != nil {
-		return nil, fmt.Errorf("open certificate authority in %q: %w", c.Dir+c.CACerts, err)
-	}
-	a.bundle, err = identity.NewBundle(c.TrustDomain, a.signer.roots...)
-	if err != nil {
-		return nil, fmt.Errorf("open certificate authority: %w", err)
-	}
+	a.signer.Store(s)
 	return a, nil
+}
+
+// read reads keys.
+func (a *Authority) read(keys Keys) (*signer, error) {
+	s, err := keys.signer(a.clock())
+	if err != nil {
+		return nil, err
+	}
+	if s.bundle, err = identity.NewBundle(a.trustDomain, s.roots...); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Use has the authority sign with other keys from now on, and reports whether
+// they are others. Keys that cannot be used are refused, and so are those with
+// which workloads would not believe each other while some have certificates
+// from before and some from after: the present ones serve on then. One caller
+// at a time.
+func (a *Authority) Use(keys Keys) (changed bool, err error) {
+	next, err := a.read(keys)
+	if err != nil {
+		return false, err
+	}
+	before := a.signer.Load()
+	if next.same(before) {
+		return false, nil
+	}
+	if err := next.follows(before, a.clock()); err != nil {
+		return false, err
+	}
+	a.signer.Store(next)
+	return true, nil
 }
 
 // TrustDomain returns the trust domain of the IDs issued.
@@ -131,7 +150,10 @@ func (a *Authority) TrustDomain() string { return a.trustDomain }
 
 // Bundle returns the roots by which peers verify what the authority issues,
 // more than one while roots rotate.
-func (a *Authority) Bundle() *identity.Bundle { return a.bundle }
+func (a *Authority) Bundle() *identity.Bundle { return a.signer.Load().bundle }
+
+// Expires returns when the certificate that signs ends.
+func (a *Authority) Expires() time.Time { return a.signer.Load().cert.NotAfter }
 
 // Issued is a new certificate with what its holder and its peers need.
 type Issued struct {
@@ -173,14 +195,15 @@ func (a *Authority) Issue(id identity.ID, key crypto.PublicKey, ttl time.Duratio
 	if err != nil {
 		return Issued{}, fmt.Errorf("issue certificate for %s: %w", id, err)
 	}
-	leaf, err := a.sign(&x509.Certificate{
+	by := a.signer.Load()
+	leaf, err := a.sign(by, &x509.Certificate{
 		URIs:        []*url.URL{uri},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, key, ttl)
 	if err != nil {
 		return Issued{}, fmt.Errorf("issue certificate for %s: %w", id, err)
 	}
-	return Issued{Leaf: leaf, Chain: a.signer.chain, Roots: a.signer.roots}, nil
+	return Issued{Leaf: leaf, Chain: by.chain, Roots: by.roots}, nil
 }
 
 // Certificate issues a certificate for the ID with a new key, for workloads
@@ -194,12 +217,12 @@ func (a *Authority) Certificate(id identity.ID, ttl time.Duration) (tls.Certific
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	return a.tlsCertificate(issued.Leaf, key), nil
+	return tlsCertificate(issued.Leaf, issued.Chain, key), nil
 }
 
 // signServer signs a certificate for a server of the control plane itself. It
 // carries no ID, so it proves nothing to a workload's peers.
-func (a *Authority) signServer(dnsNames []string, ips []netip.Addr, key *ecdsa.PrivateKey) (tls.Certificate, error) {
+func (a *Authority) signServer(by *signer, dnsNames []string, ips []netip.Addr, key *ecdsa.PrivateKey) (tls.Certificate, error) {
 	t := &x509.Certificate{
 		DNSNames:    dnsNames,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -207,26 +230,26 @@ func (a *Authority) signServer(dnsNames []string, ips []netip.Addr, key *ecdsa.P
 	for _, ip := range ips {
 		t.IPAddresses = append(t.IPAddresses, ip.AsSlice())
 	}
-	leaf, err := a.sign(t, key.Public(), ttlDefault)
+	leaf, err := a.sign(by, t, key.Public(), ttlDefault)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	return a.tlsCertificate(leaf, key), nil
+	return tlsCertificate(leaf, by.chain, key), nil
 }
 
-func (a *Authority) tlsCertificate(leaf *x509.Certificate, key crypto.PrivateKey) tls.Certificate {
+func tlsCertificate(leaf *x509.Certificate, chain []*x509.Certificate, key crypto.PrivateKey) tls.Certificate {
 	c := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
-	for _, i := range a.signer.chain {
+	for _, i := range chain {
 		c.Certificate = append(c.Certificate, i.Raw)
 	}
 	return c
 }
 
 // sign completes the template (serial, time, key usage) and signs it.
-func (a *Authority) sign(t *x509.Certificate, key crypto.PublicKey, ttl time.Duration) (*x509.Certificate, error) {
+func (a *Authority) sign(by *signer, t *x509.Certificate, key crypto.PublicKey, ttl time.Duration) (*x509.Certificate, error) {
 	now := a.clock()
-	if !now.Before(a.signer.cert.NotAfter) {
-		return nil, fmt.Errorf("the signing certificate (serial %x) ended on %s; replace it", a.signer.cert.SerialNumber, a.signer.cert.NotAfter.Format(time.DateTime))
+	if !now.Before(by.cert.NotAfter) {
+		return nil, fmt.Errorf("the signing certificate (serial %x) ended on %s; replace it", by.cert.SerialNumber, by.cert.NotAfter.Format(time.DateTime))
 	}
 	serial, err := newSerial()
 	if err != nil {
@@ -235,7 +258,7 @@ func (a *Authority) sign(t *x509.Certificate, key crypto.PublicKey, ttl time.Dur
 	t.SerialNumber = serial
 	t.NotBefore = now.Add(-skew)
 	t.NotAfter = now.Add(ttl)
-	if end := a.signer.cert.NotAfter; t.NotAfter.After(end) {
+	if end := by.cert.NotAfter; t.NotAfter.After(end) {
 		t.NotAfter = end
 	}
 	t.KeyUsage = x509.KeyUsageDigitalSignature
@@ -243,7 +266,7 @@ func (a *Authority) sign(t *x509.Certificate, key crypto.PublicKey, ttl time.Dur
 		t.KeyUsage |= x509.KeyUsageKeyEncipherment
 	}
 	t.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, t, a.signer.cert, key, a.signer.key)
+	der, err := x509.CreateCertificate(rand.Reader, t, by.cert, key, by.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
@@ -264,27 +287,6 @@ func newSerial() (*big.Int, error) {
 		n.SetInt64(1)
 	}
 	return n, nil
-}
-
-// check says whether what was loaded can sign what a peer will believe.
-func (s *signer) check(now time.Time) error {
-	if !s.cert.IsCA || s.cert.KeyUsage != 0 && s.cert.KeyUsage&x509.KeyUsageCertSign == 0 {
-		return fmt.Errorf("the signing certificate %q (serial %x) may not sign certificates; it must have CA:TRUE and the key usage certSign", s.cert.Subject, s.cert.SerialNumber)
-	}
-	if !samePublicKey(s.cert.PublicKey, s.key.Public()) {
-		return fmt.Errorf("the signing certificate %q (serial %x) does not belong to the private key beside it", s.cert.Subject, s.cert.SerialNumber)
-	}
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	for _, r := range s.roots {
-		roots.AddCert(r)
-	}
-	for _, c := range s.chain {
-		between.AddCert(c)
-	}
-	if _, err := s.cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-		return fmt.Errorf("the signing certificate %q (serial %x) does not lead to a root in root-cert.pem: %w", s.cert.Subject, s.cert.SerialNumber, err)
-	}
-	return nil
 }
 
 // samePublicKey compares two public keys of the standard library.

@@ -235,7 +235,7 @@ func TestNewRefusals(t *testing.T) {
 	if _, err := ca.New(ca.Config{TrustDomain: "td", Dir: dir}); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []ca.Config{{}, {Dir: "a", CACerts: "b"}, {TrustDomain: "T D", Dir: dir}, {Dir: dir, TTL: -1}, {Dir: dir, TTL: 91 * 24 * time.Hour}} {
+	for _, c := range []ca.Config{{}, {Dir: "a", Keys: ca.Keys{}}, {TrustDomain: "T D", Dir: dir}, {Dir: dir, TTL: -1}, {Dir: dir, TTL: 91 * 24 * time.Hour}} {
 		if _, err := ca.New(c); err == nil {
 			t.Errorf("%+v was taken", c)
 		}

@@ -9,9 +9,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,15 +38,6 @@ func write(t *testing.T, path string, text []byte) {
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func read(t *testing.T, path string) []byte {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return text
 }
 
 func TestRootIsMadeOnceAndKept(t *testing.T) {
@@ -161,11 +154,10 @@ func TestOwnRootsOverlap(t *testing.T) {
 	}
 }
 
-// plugged writes the files of Istio's secret cacerts: a root, an intermediate
+// plugged makes what is in Istio's Secret cacerts: a root, an intermediate
 // with the key that signs, and the chain of both.
-func plugged(t *testing.T, key crypto.Signer, block *pem.Block) (dir string, root *x509.Certificate) {
+func plugged(t *testing.T, key crypto.Signer, block *pem.Block) (keys ca.Keys, root *x509.Certificate) {
 	t.Helper()
-	dir = t.TempDir()
 	rootKey := newKey(t)
 	certify := func(name string, parent *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
 		template := &x509.Certificate{
@@ -188,11 +180,10 @@ func plugged(t *testing.T, key crypto.Signer, block *pem.Block) (dir string, roo
 	}
 	root = certify("root", nil, rootKey.Public())
 	middle := certify("middle", root, key.Public())
-	write(t, filepath.Join(dir, "ca-key.pem"), pem.EncodeToMemory(block))
-	write(t, filepath.Join(dir, "ca-cert.pem"), identity.EncodeCertificates(middle))
-	write(t, filepath.Join(dir, "cert-chain.pem"), identity.EncodeCertificates(middle, root))
-	write(t, filepath.Join(dir, "root-cert.pem"), identity.EncodeCertificates(root))
-	return dir, root
+	return ca.Keys{
+		"ca-key.pem": pem.EncodeToMemory(block), "ca-cert.pem": identity.EncodeCertificates(middle),
+		"cert-chain.pem": identity.EncodeCertificates(middle, root), "root-cert.pem": identity.EncodeCertificates(root),
+	}, root
 }
 
 func pkcs8(t *testing.T, key crypto.Signer) *pem.Block {
@@ -219,16 +210,17 @@ func TestPluggedAuthority(t *testing.T) {
 		{prime, pkcs8(t, prime)},
 		{prime, &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(prime)}},
 	} {
-		dir, root := plugged(t, k.key, k.block)
-		for _, withChain := range []bool{true, false} {
-			if !withChain {
-				if err := os.Remove(filepath.Join(dir, "cert-chain.pem")); err != nil {
-					t.Fatal(err)
-				}
-			}
-			a, err := ca.New(ca.Config{TrustDomain: "td", CACerts: dir})
+		keys, root := plugged(t, k.key, k.block)
+		short, empty := maps.Clone(keys), maps.Clone(keys)
+		delete(short, "cert-chain.pem")
+		empty["cert-chain.pem"] = nil
+		for form, keys := range map[string]ca.Keys{
+			"Istio's": keys, "without chain": short, "with an empty one": empty,
+			"cert-manager's": {"tls.crt": keys["cert-chain.pem"], "tls.key": keys["ca-key.pem"], "ca.crt": keys["root-cert.pem"]},
+		} {
+			a, err := ca.New(ca.Config{TrustDomain: "td", Keys: keys})
 			if err != nil {
-				t.Fatalf("%s, chain %t: %v", k.block.Type, withChain, err)
+				t.Fatalf("%s, %s: %v", k.block.Type, form, err)
 			}
 			issued, err := a.Issue(alice, newKey(t).Public(), 0)
 			if err != nil {
@@ -251,7 +243,7 @@ func TestPluggedRefusals(t *testing.T) {
 	block := pkcs8(t, key)
 	stray, _ := plugged(t, key, block)
 	good, _ := plugged(t, key, block)
-	a, err := ca.New(ca.Config{TrustDomain: "td", CACerts: good})
+	a, err := ca.New(ca.Config{TrustDomain: "td", Keys: good})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,29 +253,110 @@ func TestPluggedRefusals(t *testing.T) {
 	}
 	tests := []struct {
 		name, file string
-		text       []byte // nil: no such file
+		text       []byte // nil: it is not there
 		want       string
 	}{
-		{"no key", "ca-key.pem", nil, "no such file"},
-		{"no certificate", "ca-cert.pem", nil, "no such file"},
-		{"no root", "root-cert.pem", nil, "no such file"},
-		{"encrypted key", "ca-key.pem", pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: block.Bytes}), "unencrypted"},
-		{"another key", "ca-key.pem", pem.EncodeToMemory(pkcs8(t, newKey(t))), "does not belong to the private key"},
-		{"another root", "root-cert.pem", read(t, filepath.Join(stray, "root-cert.pem")), "does not lead to a root"},
+		{"no key", "ca-key.pem", nil, "ca-key.pem missing; a plugged-in authority has ca-cert.pem, ca-key.pem and root-cert.pem"},
+		{"no certificate", "ca-cert.pem", nil, "ca-cert.pem missing"},
+		{"no root", "root-cert.pem", nil, "root-cert.pem missing"},
+		{"encrypted key", "ca-key.pem", pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: block.Bytes}), "ca-key.pem: a PEM block of type \"ENCRYPTED PRIVATE KEY\" where an unencrypted"},
+		{"another key", "ca-key.pem", pem.EncodeToMemory(pkcs8(t, newKey(t))), "in ca-cert.pem, \"CN=middle\""},
+		{"another root", "root-cert.pem", stray["root-cert.pem"], "does not lead to a root in root-cert.pem"},
 		{"a leaf signs", "ca-cert.pem", identity.EncodeCertificates(issued.Leaf), "may not sign"},
-		{"garbage chain", "cert-chain.pem", []byte("x"), "no PEM certificate"},
+		{"garbage chain", "cert-chain.pem", []byte("x"), "cert-chain.pem: no PEM certificate"},
+		{"half of another form", "tls.crt", good["ca-cert.pem"], "tls.key and ca.crt missing"},
 		{"too large", "root-cert.pem", bytes.Repeat([]byte("x"), 1<<20+1), "more than"},
 	}
 	for _, tt := range tests {
-		dir, _ := plugged(t, key, block)
-		path := filepath.Join(dir, tt.file)
-		if tt.text != nil {
-			write(t, path, tt.text)
-		} else if err := os.Remove(path); err != nil {
+		keys := maps.Clone(good)
+		if keys[tt.file] = tt.text; tt.text == nil {
+			delete(keys, tt.file)
+		}
+		_, err := ca.New(ca.Config{TrustDomain: "td", Keys: keys})
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
+		if changed, err := a.Use(keys); changed || err == nil {
+			t.Errorf("%s: used by one that had good ones", tt.name)
+		}
+	}
+	if err := verifies(t, a, a); err != nil {
+		t.Errorf("after what was refused: %v", err)
+	}
+}
+
+// verifies issues by one authority what another's workloads are to believe.
+func verifies(t *testing.T, issuer, believer *ca.Authority) error {
+	t.Helper()
+	issued, err := issuer.Issue(alice, newKey(t).Public(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := append([]*x509.Certificate{issued.Leaf}, issued.Chain...)
+	_, err = believer.Bundle().Verify(chain, x509.ExtKeyUsageServerAuth, time.Now())
+	return err
+}
+
+// Other keys are used while the authority runs, in an order in which all workloads always believe each other.
+func TestUse(t *testing.T) {
+	key := newKey(t)
+	first, _ := plugged(t, key, pkcs8(t, key))
+	second, _ := plugged(t, key, pkcs8(t, key))
+	both := slices.Concat(first["root-cert.pem"], second["root-cert.pem"])
+	with := func(keys ca.Keys, roots []byte) ca.Keys {
+		keys = maps.Clone(keys)
+		keys["root-cert.pem"] = roots
+		return keys
+	}
+	a, err := ca.New(ca.Config{TrustDomain: "td", Keys: first})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serving, err := a.ServerCertificate([]string{"lateend"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := []struct {
+		name string
+		keys ca.Keys
+		want string // of the error; "same": nothing changes
+	}{
+		{"the same", first, "same"},
+		{"another at once", second, "no root in it vouches for the certificates in use"},
+		{"its key at once", with(second, both), "add that root first"},
+		{"its root first", with(first, both), ""},
+		{"the root forgotten that signs", with(first, second["root-cert.pem"]), "does not lead to a root"},
+		{"and then its key", with(second, both), ""},
+		{"the same again", with(second, both), "same"},
+		{"at last the old root goes", second, ""},
+		{"and does not come back at once", first, "no root in it"},
+	}
+	for _, step := range steps {
+		before, err := serving.GetCertificate(nil)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ca.New(ca.Config{TrustDomain: "td", CACerts: dir}); err == nil || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		old := a.Bundle()
+		changed, err := a.Use(step.keys)
+		if (step.want == "") != changed || (step.want == "" || step.want == "same") != (err == nil) || err != nil && !strings.Contains(err.Error(), step.want) {
+			t.Fatalf("%s: changed %t, %v", step.name, changed, err)
+		}
+		if err := verifies(t, a, a); err != nil {
+			t.Errorf("%s: new certificates: %v", step.name, err)
+		}
+		issued, err := a.Issue(alice, newKey(t).Public(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := old.Verify(append([]*x509.Certificate{issued.Leaf}, issued.Chain...), x509.ExtKeyUsageClientAuth, time.Now()); err != nil {
+			t.Errorf("%s: who knows the roots from before refuses new certificates: %v", step.name, err)
+		}
+		after, err := serving.GetCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if changed == after.Leaf.Equal(before.Leaf) {
+			t.Errorf("%s: keys changed %t, but the serving certificate is renewed %t", step.name, changed, !changed)
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 // ServerCertificate is a certificate for the control plane's own servers, known
 // by DNS name or address. It renews itself, with a new key, at the first
-// handshake past half of its life.
+// handshake past half of its life, or after the authority signs with other keys.
 type ServerCertificate struct {
 	authority *Authority
 	dnsNames  []string
@@ -24,6 +24,7 @@ type ServerCertificate struct {
 
 	mu      sync.Mutex
 	current *tls.Certificate
+	by      *signer // of current
 	renewAt time.Time
 }
 
@@ -46,21 +47,22 @@ func (s *ServerCertificate) GetCertificate(*tls.ClientHelloInfo) (*tls.Certifica
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.authority.clock()
-	if s.current != nil && now.Before(s.renewAt) {
+	by := s.authority.signer.Load()
+	if s.current != nil && now.Before(s.renewAt) && s.by == by {
 		return s.current, nil
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make serving key: %w", err)
 	}
-	cert, err := s.authority.signServer(s.dnsNames, s.ips, key)
+	cert, err := s.authority.signServer(by, s.dnsNames, s.ips, key)
 	if err != nil {
 		if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
 			return s.current, nil
 		}
 		return nil, fmt.Errorf("issue serving certificate for %q: %w", s.dnsNames, err)
 	}
-	s.current = &cert
+	s.current, s.by = &cert, by
 	s.renewAt = now.Add(cert.Leaf.NotAfter.Sub(now) / 2)
 	return s.current, nil
 }

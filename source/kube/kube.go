@@ -52,6 +52,14 @@ type Config struct {
 	Identity string
 	// Roots returns the mesh's roots as PEM, which are written into every namespace; nil writes none.
 	Roots func() []byte
+	// Keys, unless empty, names the Secret in this server's namespace with the authority's own keys, which it has read with
+	// ReadKeys. UseKeys is called with what is there then, at the start and whenever it may differ, by one goroutine at a
+	// time; its error says why they cannot be used. RotateKeys takes the step that is due in the replacement of the root, and
+	// returns what the keys, the overlap and the begin of the present half are then; only the begin says whether there is
+	// one.
+	Keys       string
+	UseKeys    func(Keys) error
+	RotateKeys func(files map[string][]byte, overlap time.Duration, since time.Time) (map[string][]byte, time.Duration, time.Time, error)
 	// Webhook names the MutatingWebhookConfiguration of ours in which the roots are kept (caBundle), so that the API
 	// server believes us; empty, or without Roots: none.
 	Webhook string
@@ -118,6 +126,9 @@ func (s *Store) Run(ctx context.Context) error {
 	if s.config.Roots != nil && s.config.Webhook != "" {
 		group.Go(func() { s.vouch(ctx) })
 	}
+	if s.config.Keys != "" {
+		group.Go(func() { s.followKeys(ctx) })
+	}
 	quiet := time.NewTicker(findingsQuiet)
 	defer quiet.Stop()
 	for {
@@ -139,6 +150,9 @@ func (s *Store) lead(ctx context.Context) {
 	group.Go(func() { s.status.run(ctx) })
 	if s.config.Roots != nil {
 		group.Go(func() { s.distribute(ctx) })
+	}
+	if s.config.Keys != "" {
+		group.Go(func() { s.rotate(ctx) })
 	}
 }
 

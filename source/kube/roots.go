@@ -60,31 +60,57 @@ func (b *bell) ring() {
 	}
 }
 
+// news is what was taken of a feed.
+type news struct {
+	items map[key]any
+	whole bool // the items are all that there are
+}
+
+// tend runs feeds, and calls act with what has changed of each whenever something has, the bell rings, or it is time to
+// try again, until ctx ends.
+func (s *Store) tend(ctx context.Context, act func([]news), feeds ...*feed) {
+	wake := make(chan struct{}, 1)
+	var group sync.WaitGroup
+	defer group.Wait()
+	for _, f := range feeds {
+		f.notice = func() {
+			select {
+			case wake <- struct{}{}:
+			default:
+			}
+		}
+		group.Go(func() { f.run(ctx) })
+	}
+	retry := time.NewTicker(s.retry)
+	defer retry.Stop()
+	for {
+		rung := s.bell.rung() // before anything is looked at
+		taken := make([]news, len(feeds))
+		for i, f := range feeds {
+			taken[i].items, taken[i].whole = f.take()
+		}
+		act(taken)
+		select {
+		case <-ctx.Done():
+			return
+		case <-wake:
+		case <-rung:
+		case <-retry.C:
+		}
+	}
+}
+
 // distribute keeps the roots in a ConfigMap of every namespace until ctx ends.
 func (s *Store) distribute(ctx context.Context) {
-	wake := make(chan struct{}, 1)
 	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", RootsName).String()}
 	read := func(o runtime.Object) any { return o.(*core.ConfigMap).Data[RootsKey] }
 	f := s.typed(s.api.core, "configmaps", "", only, &core.ConfigMapList{}, read, nil)
-	f.notice = func() {
-		select {
-		case wake <- struct{}{}:
-		default:
-		}
-	}
-	ended := make(chan struct{})
-	go func() { defer close(ended); f.run(ctx) }()
-	defer func() { <-ended }()
-	retry := time.NewTicker(s.retry)
-	defer retry.Stop()
 	have := map[string]string{} // by namespace
-	for {
-		rung := s.bell.rung() // before anything is looked at
-		items, whole := f.take()
-		if whole {
+	s.tend(ctx, func(n []news) {
+		if n[0].whole {
 			clear(have)
 		}
-		for k, item := range items {
+		for k, item := range n[0].items {
 			if text, there := item.(string); there {
 				have[k.Namespace] = text
 			} else {
@@ -94,14 +120,7 @@ func (s *Store) distribute(ctx context.Context) {
 		if f.settled() {
 			s.spread(ctx, have)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-wake:
-		case <-rung:
-		case <-retry.C:
-		}
-	}
+	}, f)
 }
 
 // spread writes the roots where they are missing or not these.

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"log/slog"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,7 +26,6 @@ var registrations = schema.GroupVersionResource{Group: "admissionregistration.k8
 func (s *Store) vouch(ctx context.Context) {
 	r := s.api.dynamic.Resource(registrations)
 	only := fields.OneTermEqualSelector("metadata.name", s.config.Webhook).String()
-	wake := make(chan struct{}, 1)
 	f := &feed{
 		name: registrations.Resource + " " + s.config.Webhook,
 		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -39,27 +37,14 @@ func (s *Store) vouch(ctx context.Context) {
 			return r.Watch(ctx, o)
 		},
 		convert: func(o runtime.Object) any { return o },
-		notice: func() {
-			select {
-			case wake <- struct{}{}:
-			default:
-			}
-		},
 	}
-	ended := make(chan struct{})
-	go func() { defer close(ended); f.run(ctx) }()
-	defer func() { <-ended }()
-	retry := time.NewTicker(s.retry)
-	defer retry.Stop()
 	var registered *unstructured.Unstructured
 	told := ""
-	for {
-		rung := s.bell.rung() // before anything is looked at
-		items, whole := f.take()
-		if whole {
+	s.tend(ctx, func(n []news) {
+		if n[0].whole {
 			registered = nil
 		}
-		for _, item := range items {
+		for _, item := range n[0].items {
 			registered, _ = item.(*unstructured.Unstructured)
 		}
 		err := f.trouble()
@@ -73,14 +58,7 @@ func (s *Store) vouch(ctx context.Context) {
 			s.log.Log(ctx, slog.LevelWarn, "the API server cannot be told to believe the webhook; pods may be refused",
 				"mutatingwebhookconfiguration", s.config.Webhook, "cause", err)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-wake:
-		case <-rung:
-		case <-retry.C:
-		}
-	}
+	}, f)
 }
 
 // believe writes the roots into a registration where they differ. A registration that has changed meanwhile comes anew.

@@ -67,14 +67,3 @@ func TestVouch(t *testing.T) {
 		t.Errorf("somebody else's has %v", list)
 	}
 }
-
-// TestShare: the first brings it, all others get the same.
-func TestShare(t *testing.T) {
-	s := newServer(t)
-	for _, mine := range []string{"first", "second"} {
-		got, err := Share(t.Context(), s.cluster(), "shared", map[string][]byte{"key": []byte(mine)})
-		if err != nil || string(got["key"]) != "first" {
-			t.Errorf("%s gets %q, %v", mine, got["key"], err)
-		}
-	}
-}
