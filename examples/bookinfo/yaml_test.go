@@ -82,7 +82,7 @@ func TestObjects(t *testing.T) {
 		"networking.istio.io/v1 DestinationRule":   func() proto.Message { return &networking.DestinationRule{} },
 		"security.istio.io/v1 AuthorizationPolicy": func() proto.Message { return &security.AuthorizationPolicy{} },
 		"security.istio.io/v1 PeerAuthentication":  func() proto.Message { return &security.PeerAuthentication{} },
-		"v1 Service": nil,
+		"v1 Service": nil, "v1 ServiceAccount": nil, "apps/v1 Deployment": nil,
 	}
 	for _, o := range objects(t) {
 		newSpec, known := types[o.kind()]
@@ -131,6 +131,36 @@ func TestServices(t *testing.T) {
 	}
 }
 
+// TestDeployments holds platform/kubernetes.yaml to what the services, the subsets and the policies expect.
+func TestDeployments(t *testing.T) {
+	var names, accounts []string
+	for _, o := range objects(t) {
+		name := o.text("metadata", "name")
+		switch o.kind() {
+		case "v1 ServiceAccount":
+			accounts = append(accounts, name)
+		case "apps/v1 Deployment":
+			names = append(names, name)
+			app, version, _ := strings.Cut(name, "-")
+			for _, labels := range [][]string{{"metadata"}, {"spec", "template", "metadata"}} {
+				if o.text(append(labels, "labels", "app")...) != app || o.text(append(labels, "labels", "version")...) != version {
+					t.Errorf("%s: labels of %s", name, strings.Join(labels, "."))
+				}
+			}
+			if got := o.text("spec", "template", "spec", "serviceAccountName"); got != "bookinfo-"+app {
+				t.Errorf("%s runs as %q", name, got)
+			}
+		}
+	}
+	if want := []string{"bookinfo-productpage", "bookinfo-details", "bookinfo-reviews", "bookinfo-ratings"}; !slices.Equal(accounts, want) {
+		t.Errorf("service accounts %v, want %v", accounts, want)
+	}
+	want := []string{"productpage-v1", "details-v1", "reviews-v1", "reviews-v2", "reviews-v3", "ratings-v1"}
+	if !slices.Equal(names, want) {
+		t.Errorf("deployments %v, want %v", names, want)
+	}
+}
+
 // walk calls visit for each string of a document, with the key that it stands under.
 func walk(key string, value any, visit func(key, text string, parent map[string]any), parent map[string]any) {
 	switch value := value.(type) {
@@ -154,13 +184,16 @@ func TestReferences(t *testing.T) {
 	subsets := map[string][]string{productpage: {"v1"}, details: {"v1"}, reviews: {"v1", "v2", "v3"}, ratings: {"v1"}}
 	principal := regexp.MustCompile(`^cluster\.local/ns/default/sa/bookinfo-(productpage|details|reviews|ratings)$`)
 	for _, o := range objects(t) {
+		if o.kind() == "apps/v1 Deployment" {
+			continue // TestDeployments reads these.
+		}
 		walk("", o.doc["spec"], func(key, text string, parent map[string]any) {
 			ok := true
 			switch key {
 			case "host":
 				ok = slices.Contains(services, text)
 			case "hosts":
-				ok = slices.Contains(services, text) || text == "*"
+				ok = slices.Contains(services, text) || text == "*" || text == "ratings.example"
 			case "subset":
 				host, _ := parent["host"].(string)
 				ok = slices.Contains(subsets[host], text)

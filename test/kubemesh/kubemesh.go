@@ -5,7 +5,7 @@
 // All methods may be called concurrently, as far as those of the test that it reports to may.
 //
 // While one works on a test, the flag -cluster NAME takes a cluster that is up already (`bin/cluster up --name NAME`),
-// brings its images and its installation up to date, and leaves it up.
+// brings its images and its installation up to date, and leaves it up; -asis does not even bring them up to date.
 package kubemesh
 
 import (
@@ -35,8 +35,11 @@ const (
 	pause = 200 * time.Millisecond
 )
 
-// existing is read by tests only; see the package comment.
-var existing = flag.String("cluster", "", "use the cluster of this `name`, which is up and stays up")
+// See the package comment.
+var (
+	existing = flag.String("cluster", "", "use the cluster of this `name`, which is up and stays up")
+	asIs     = flag.Bool("asis", false, "leave the images and the installation of -cluster as they are")
+)
 
 // Config is how the cluster and the installation are to be. The zero value is three nodes and the profile default.
 type Config struct {
@@ -65,6 +68,9 @@ func Up(t testing.TB, cfg Config) *Mesh {
 	t.Helper()
 	m := &Mesh{TB: t, set: cfg.Set}
 	m.Step("bring the cluster up", func() { m.Cluster = cluster(t, cfg.Nodes) })
+	if *asIs {
+		return m
+	}
 	m.Step("build and load the images", func() { m.load(append([]string{"cmd/lateend", "cmd/lateen-proxy", "cmd/lateen-cni"}, cfg.Programs...)) })
 	if !cfg.Bare {
 		m.Step("install Lateen", func() { m.Install() })

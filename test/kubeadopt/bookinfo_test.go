@@ -1,0 +1,206 @@
+package kubeadopt
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// direct is how users come to the page before there is a gateway.
+const direct = `
+apiVersion: v1
+kind: Service
+metadata: {name: productpage-direct, namespace: default}
+spec: {type: LoadBalancer, selector: {app: productpage}, ports: [{name: http, port: 80, targetPort: 9080}]}
+`
+
+// bookinfo brings Bookinfo into the mesh, pod by pod, with the commands of docs/adoption.md.
+func (r *rig) bookinfo() {
+	r.Put(direct)
+	r.Step("the application without a mesh", func() { r.follow("The application without a mesh") })
+	client := r.Client()
+	old := "http://" + r.Address("default", "productpage-direct")
+	r.Await("the page works", func() string { return text(page(client, old)) })
+	users := begin(r.Mesh, "the page", func() (string, error) { return visit(client, old) })
+	users.survives(r.Mesh, "nothing", func() {})
+
+	users.survives(r.Mesh, "opt everybody out", func() { r.follow("Label the namespace, opt everybody out") })
+	users.survives(r.Mesh, "an opted-out pod starts anew", func() {
+		r.shell("kubectl rollout restart deployment details-v1; kubectl rollout status deployment details-v1 --timeout=5m")
+	})
+	if proxies := r.proxies(); len(proxies) > 0 {
+		r.Errorf("opted out, and have a proxy: %v", proxies)
+	}
+
+	users.survives(r.Mesh, "inject ratings", func() { r.follow("The first pod: a leaf") })
+	if got := strings.Join(r.proxies(), " "); got != "ratings-v1" {
+		r.Errorf("%q have a proxy", got)
+	}
+	r.proven("ratings", "reviews, which has no proxy, by the proxy of ratings", `connection_security_policy="none"`)
+
+	users.survives(r.Mesh, "routes and the gateway", func() {
+		if out := r.follow("Routes for it, and the gateway"); !strings.Contains(out, `"ratings"`) {
+			r.Errorf("ratings through the gateway: %s", out)
+		}
+	})
+	r.proven("ratings", "the gateway, by the proxy of ratings", `connection_security_policy="mutual_tls"`, `source_workload="istio-ingressgateway"`)
+
+	for _, name := range []string{"details-v1", "reviews-v1", "reviews-v2", "reviews-v3", "productpage-v1"} {
+		users.survives(r.Mesh, "inject "+name, func() { r.inject(name) })
+	}
+	r.proven("ratings", "reviews, by the proxy of ratings", `connection_security_policy="mutual_tls"`,
+		`source_principal="spiffe://cluster.local/ns/default/sa/bookinfo-reviews"`)
+	r.proven("productpage", "users without the gateway", `connection_security_policy="none"`)
+
+	edge := "http://" + r.gateway
+	r.Await("the page works through the gateway", func() string { return text(page(client, edge)) })
+	atGateway := begin(r.Mesh, "the gateway", func() (string, error) { return visit(client, edge) })
+	atGateway.survives(r.Mesh, "users come by the gateway", users.end)
+	r.Do("delete", "service", "productpage-direct")
+	r.strict(atGateway)
+	atGateway.end()
+}
+
+// inject runs the two commands of docs/adoption.md that bring one of the next pods into the mesh.
+func (r *rig) inject(deployment string) {
+	r.Helper()
+	var lines []string
+	for _, line := range r.sections["The next pods"] {
+		if strings.Contains(line, " "+deployment+" ") {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) != 2 {
+		r.Fatalf("docs/adoption.md has the commands %q for %s", lines, deployment)
+	}
+	r.shell(strings.Join(lines, "\n"))
+}
+
+// strict has everybody refuse plain text, and looks that all went by mutual TLS and that plain text is refused.
+func (r *rig) strict(users *load) {
+	r.Helper()
+	users.survives(r.Mesh, "mutual TLS only", func() {
+		r.follow("Mutual TLS only")
+		for _, app := range []string{"productpage", "details", "reviews", "ratings"} {
+			address := r.Do("get", "pods", "-l", "app="+app, "-o", "jsonpath={.items[0].status.podIP}")
+			r.Await("plain text to "+app+" is refused", func() string { return r.plain(address + ":9080") })
+		}
+	})
+	tls := r.requests("default", "", `reporter="destination"`, `connection_security_policy="mutual_tls"`)
+	r.Await("requests by mutual TLS are counted", func() string {
+		if now := r.requests("default", "", `reporter="destination"`, `connection_security_policy="mutual_tls"`); now < tls+some {
+			return fmt.Sprintf("they were %v and are %v", tls, now)
+		}
+		return ""
+	})
+	before := r.requests("default", "", `reporter="destination"`, `connection_security_policy="none"`)
+	users.survives(r.Mesh, "all of it", func() {})
+	if now := r.requests("default", "", `reporter="destination"`, `connection_security_policy="none"`); now != before {
+		r.Errorf("requests in plain text, refused all: they were %v and are %v", before, now)
+	}
+}
+
+// plain says what somebody without a proxy is answered; "" if the connection is closed.
+func (r *rig) plain(address string) string {
+	conn, err := r.Dial(r.Context(), "tcp", address)
+	if err != nil {
+		return err.Error()
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err.Error()
+	}
+	if _, err := conn.Write([]byte("GET /health HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
+		return ""
+	}
+	answer := make([]byte, 100)
+	n, err := conn.Read(answer)
+	var netErr net.Error
+	if n > 0 || errors.As(err, &netErr) && netErr.Timeout() {
+		return fmt.Sprintf("answered %q, %v", answer[:n], err)
+	}
+	return ""
+}
+
+// visit is one page of a user.
+func visit(client *http.Client, url string) (string, error) {
+	trail, err := page(client, url)
+	if err != nil {
+		return "", err
+	}
+	return trail.Pod, nil
+}
+
+func text(_ any, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// proxies are the Deployments of Bookinfo of which a pod has a proxy.
+func (r *rig) proxies() []string {
+	r.Helper()
+	var with []string
+	out := r.Do("get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.labels.app}-{.metadata.labels.version}{" "}{.metadata.deletionTimestamp}{" "}{.spec.initContainers[*].name}{"\n"}{end}`)
+	for line := range strings.SplitSeq(out, "\n") {
+		if name, rest, ok := strings.Cut(line, " "); ok && strings.Contains(rest, "istio-proxy") {
+			with = append(with, name)
+		}
+	}
+	return with
+}
+
+// proven waits until the proxies of an application counted requests of some kind.
+func (r *rig) proven(app, of string, labels ...string) {
+	r.Helper()
+	labels = append(labels, `reporter="destination"`, `response_code="200"`)
+	r.Await("requests of "+of+", are counted", func() string {
+		if r.requests("default", "app="+app, labels...) == 0 {
+			return "none with " + strings.Join(labels, ",")
+		}
+		return ""
+	})
+}
+
+// requests is what the proxies of pods that are selected count in istio_requests_total with some labels.
+func (r *rig) requests(namespace, selector string, labels ...string) float64 {
+	r.Helper()
+	sum := 0.0
+	out := r.Do("get", "pods", "-n", namespace, "-l", selector, "--field-selector=status.phase=Running", "-o",
+		`jsonpath={range .items[?(@.metadata.annotations.sidecar\.istio\.io/status)]}{.status.podIP}{"\n"}{end}`)
+	for address := range strings.FieldsSeq(out) {
+		_, body, err := get(r.client, "http://"+address+":15020/stats/prometheus")
+		if err != nil {
+			r.Logf("metrics of %s: %v", address, err) // it may end just now
+			continue
+		}
+		sum += count(body, labels)
+	}
+	return sum
+}
+
+// count adds up the samples of istio_requests_total that have some labels.
+func count(metrics string, labels []string) float64 {
+	sum := 0.0
+lines:
+	for line := range strings.SplitSeq(metrics, "\n") {
+		if !strings.HasPrefix(line, "istio_requests_total{") {
+			continue
+		}
+		for _, l := range labels {
+			if !strings.Contains(line, l) {
+				continue lines
+			}
+		}
+		value, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+		if err == nil {
+			sum += value
+		}
+	}
+	return sum
+}
