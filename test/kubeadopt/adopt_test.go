@@ -46,6 +46,12 @@ func TestAdoption(t *testing.T) {
 		run  func(*rig)
 	}{
 		{"bookinfo", (*rig).bookinfo},
+		{"jobs", (*rig).jobs},
+		{"order", (*rig).order},
+		{"restart", (*rig).restart},
+		{"first", (*rig).speaksFirst},
+		{"canary", (*rig).canary},
+		{"switch", (*rig).blueGreen},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			m := r.For(t)

@@ -103,6 +103,7 @@ func (l *load) more(m *kubemesh.Mesh) {
 // since counts the answers of each server to some requests that are sent from now on.
 func (l *load) since(m *kubemesh.Mesh) map[string]int {
 	m.Helper()
+	l.more(m) // What was under way is answered.
 	l.mu.Lock()
 	l.hosts = map[string]int{}
 	l.mu.Unlock()
