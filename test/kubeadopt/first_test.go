@@ -2,6 +2,7 @@ package kubeadopt
 
 import (
 	"strings"
+	"sync"
 )
 
 // database speaks first on three ports: undeclared, and declared by two names; and again as a headless Service.
@@ -71,7 +72,7 @@ func (r *rig) speaksFirst() {
 			r.Put(strings.Replace(databaseMode, "MODE", mode, 1))
 			if mode == "STRICT" {
 				r.Await("STRICT is in force", func() string {
-					if _, err := r.hello("outsiders", "db.data:3306"); err == nil {
+					if _, err := r.hello("outsiders", "db.data:3306", "5s"); err == nil {
 						return "a client without a proxy is greeted"
 					}
 					return ""
@@ -79,32 +80,46 @@ func (r *rig) speaksFirst() {
 			}
 			for _, host := range []string{"db.data", "db-each.data", "db-0.db-each.data"} {
 				for _, port := range []string{"3306", "3307", "3308"} {
-					r.greeted(mode, host+":"+port)
+					r.greeted("data", host+":"+port)
 				}
 			}
+			r.outside(mode)
 		})
 	}
 }
 
-// greeted tries one address from inside the mesh and from outside of it.
-func (r *rig) greeted(mode, address string) {
+// outside tries all ports at once from outside of the mesh: under STRICT each attempt is refused only after a while, as
+// nobody says anything.
+func (r *rig) outside(mode string) {
 	r.Helper()
-	if out, err := r.hello("data", address); err != nil {
-		r.Errorf("%s, a client in the mesh, %s: %v", mode, address, err)
-	} else {
-		r.Logf("        %s, in the mesh, %s: %s", mode, address, out)
+	if mode == "PERMISSIVE" {
+		for _, port := range []string{"3306", "3307", "3308"} {
+			r.greeted("outsiders", "db.data:"+port)
+		}
+		return
 	}
-	out, err := r.hello("outsiders", address)
-	switch {
-	case mode == "PERMISSIVE" && err != nil:
-		r.Errorf("%s, a client without a proxy, %s: %v", mode, address, err)
-	case mode == "PERMISSIVE":
-		r.Logf("        %s, without a proxy, %s: %s", mode, address, out)
-	case err == nil:
-		r.Errorf("%s, a client without a proxy is greeted by %s", mode, address)
+	var group sync.WaitGroup
+	for _, port := range []string{"3306", "3307", "3308"} {
+		group.Go(func() {
+			if out, err := r.hello("outsiders", "db.data:"+port, "5s"); err == nil {
+				r.Errorf("%s, a client without a proxy is greeted at port %s: %s", mode, port, out)
+			}
+		})
 	}
+	group.Wait()
 }
 
-func (r *rig) hello(namespace, address string) (string, error) {
-	return r.Kubectl(r.Context(), "exec", "-n", namespace, "client", "-c", "client", "--", "/peer", "hello", address)
+// greeted tries one address from a namespace.
+func (r *rig) greeted(namespace, address string) {
+	r.Helper()
+	out, err := r.hello(namespace, address, "30s")
+	if err != nil {
+		r.Errorf("from %s to %s: %v", namespace, address, err)
+		return
+	}
+	r.Logf("        from %s to %s: %s", namespace, address, out)
+}
+
+func (r *rig) hello(namespace, address, within string) (string, error) {
+	return r.Kubectl(r.Context(), "exec", "-n", namespace, "client", "-c", "client", "--", "/peer", "hello", address, within)
 }

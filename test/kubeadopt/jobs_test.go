@@ -77,8 +77,7 @@ const (
 // jobs: programs that call out the moment they start, and end, succeed all, and their pods complete.
 func (r *rig) jobs() {
 	const each = 10
-	r.Put(strings.Replace(server, "REPLICAS", "1", 1))
-	r.Ready(lifeNamespace, "deploy/server")
+	r.serve(1)
 	for _, row := range []struct{ name, annotations, flag string }{
 		{"native", "", ""},
 		{"classic", hold, `"--quit", `},
@@ -96,6 +95,25 @@ func (r *rig) jobs() {
 			r.Errorf("%d requests to %s came, want %d", seen[path], path, each)
 		}
 	}
+}
+
+// serve has so many servers, and no more.
+func (r *rig) serve(replicas int) {
+	r.Helper()
+	r.Put(strings.Replace(server, "REPLICAS", strconv.Itoa(replicas), 1))
+	r.Ready(lifeNamespace, "deploy/server")
+	r.gone("app=server", replicas)
+}
+
+// gone waits until there are no more pods than so many.
+func (r *rig) gone(selector string, replicas int) {
+	r.Helper()
+	r.Await("the old pods are gone", func() string {
+		if pods := strings.Fields(r.Do("get", "pods", "-n", lifeNamespace, "-l", selector, "-o", "name")); len(pods) > replicas {
+			return strings.Join(pods, " ")
+		}
+		return ""
+	})
 }
 
 // completes waits until a Job is complete, and ends the test as soon as it has failed.
@@ -145,6 +163,7 @@ spec:
 
 // order: the first request of a program finds its proxy ready, and the last one finds it there still.
 func (r *rig) order() {
+	r.serve(1)
 	for _, row := range []struct{ name, annotations string }{{"last-native", ""}, {"last-classic", classic}, {"last-hold", hold}} {
 		r.Step("the last requests, "+row.name, func() {
 			before := r.seen()
@@ -188,9 +207,9 @@ spec: {hosts: [caller.example], gateways: [edge], http: [{route: [{destination: 
 // restart: Deployments are rolled under load, from the gateway and from inside of the mesh, with proxies of either kind and
 // without any care of the application's own but that it ends what it has begun.
 func (r *rig) restart() {
-	r.Put(strings.Replace(server, "REPLICAS", "2", 1))
+	r.serve(2)
 	r.Put(caller)
-	r.Ready(lifeNamespace, "deploy/server", "deploy/caller")
+	r.Ready(lifeNamespace, "deploy/caller")
 	edge := r.host("server.example")
 	inside := r.host("caller.example")
 	for _, row := range []struct{ name, annotations string }{{"native", ""}, {"classic", classic}, {"hold", hold}} {
@@ -203,13 +222,7 @@ func (r *rig) restart() {
 		roll := func() {
 			r.Do("rollout", "restart", "-n", lifeNamespace, "deploy/server")
 			r.Ready(lifeNamespace, "deploy/server")
-			// The old pods are still there; what is sent meanwhile counts.
-			r.Await("the old pods are gone", func() string {
-				if pods := strings.Fields(r.Do("get", "pods", "-n", lifeNamespace, "-l", "app=server", "-o", "name")); len(pods) > 2 {
-					return strings.Join(pods, " ")
-				}
-				return ""
-			})
+			r.gone("app=server", 2) // What is sent to the old ones counts.
 		}
 		second := begin(r.Mesh, "the server from inside", inside)
 		first := begin(r.Mesh, "the server by the gateway", edge)

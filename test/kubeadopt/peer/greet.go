@@ -59,14 +59,14 @@ func greet(ctx context.Context, addresses []string) error {
 }
 
 // hello waits for the greeting without a word, says one, and waits for it to come back.
-func hello(ctx context.Context, address string) error {
+func hello(ctx context.Context, address string, within time.Duration) error {
 	began := time.Now()
-	conn, err := (&net.Dialer{Timeout: patience}).DialContext(ctx, "tcp", address)
+	conn, err := (&net.Dialer{Timeout: within}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(began.Add(patience)); err != nil {
+	if err := conn.SetDeadline(began.Add(within)); err != nil {
 		return err
 	}
 	got := make([]byte, len(greeting()))

@@ -5,7 +5,7 @@
 //	peer greet ADDRESS...         speak first, as a server of MySQL does, and then send back what comes
 //	peer get [--quit] URL         send one request at once, and no second one; --quit ends the proxy beside, too
 //	peer last URL                 at SIGTERM send one request, and end with its success
-//	peer hello ADDRESS            connect, wait silently for the greeting, and have a word sent back
+//	peer hello ADDRESS DURATION   connect, wait silently for the greeting, and have a word sent back, all within this time
 //
 // In: flags, connections and signals. Out: answers, and for clients the exit code. It must not know the mesh, but for --quit,
 // which is what Istio's users put into their Jobs.
@@ -67,8 +67,12 @@ func run(ctx context.Context, args []string) error {
 	case order == "last" && len(rest) == 1:
 		<-ctx.Done()
 		return get(context.WithoutCancel(ctx), http.MethodGet, rest[0])
-	case order == "hello" && len(rest) == 1:
-		return hello(ctx, rest[0])
+	case order == "hello" && len(rest) == 2:
+		within, err := time.ParseDuration(rest[1])
+		if err != nil {
+			return err
+		}
+		return hello(ctx, rest[0], within)
 	}
 	return fmt.Errorf("%q is no order", args)
 }
