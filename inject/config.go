@@ -53,6 +53,9 @@ type Config struct {
 	Network          string `json:"network,omitempty"`
 	MeshID           string `json:"meshID,omitempty"` // empty: the trust domain
 
+	// ClusterTrustBundle has pods get the mesh's roots from the ClusterTrustBundle that lateend writes, where API server
+	// and kubelets have that, instead of from their namespace's ConfigMap.
+	ClusterTrustBundle bool `json:"clusterTrustBundle,omitempty"`
 	// CNI tells that the CNI plugin sets the capture rules: the pod then gets a container that checks for them in place
 	// of a privileged one that sets them.
 	CNI bool `json:"cni,omitempty"`

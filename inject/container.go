@@ -25,6 +25,8 @@ const (
 
 	// rootConfigMap holds the mesh's root certificates in each namespace.
 	rootConfigMap = "istio-ca-root-cert"
+	// rootBundle is the ClusterTrustBundle that may hold them instead.
+	rootBundle    = "istio.io:istiod-ca:root-cert"
 	tokenAudience = "istio-ca"
 	tokenSeconds  = 43200
 )
@@ -223,12 +225,20 @@ func (j *job) volumeList() []core.Volume {
 		{Name: volumeToken, VolumeSource: core.VolumeSource{Projected: &core.ProjectedVolumeSource{Sources: []core.VolumeProjection{{
 			ServiceAccountToken: &core.ServiceAccountTokenProjection{Audience: tokenAudience, ExpirationSeconds: new(int64(tokenSeconds)), Path: "istio-token"},
 		}}}}},
-		{Name: volumeRoot, VolumeSource: core.VolumeSource{ConfigMap: &core.ConfigMapVolumeSource{
-			LocalObjectReference: core.LocalObjectReference{Name: rootConfigMap},
-		}}},
+		{Name: volumeRoot, VolumeSource: j.roots()},
 		{Name: volumeInfo, VolumeSource: core.VolumeSource{DownwardAPI: &core.DownwardAPIVolumeSource{
 			Items: []core.DownwardAPIVolumeFile{item("labels"), item("annotations")},
 		}}},
 		{Name: volumeData, VolumeSource: core.VolumeSource{EmptyDir: &core.EmptyDirVolumeSource{}}},
 	}, j.settings.volumes...)
+}
+
+// roots is where a pod gets the mesh's roots from.
+func (j *job) roots() core.VolumeSource {
+	if j.cfg.ClusterTrustBundle {
+		return core.VolumeSource{Projected: &core.ProjectedVolumeSource{Sources: []core.VolumeProjection{{
+			ClusterTrustBundle: &core.ClusterTrustBundleProjection{Name: new(rootBundle), Path: "root-cert.pem"},
+		}}}}
+	}
+	return core.VolumeSource{ConfigMap: &core.ConfigMapVolumeSource{LocalObjectReference: core.LocalObjectReference{Name: rootConfigMap}}}
 }

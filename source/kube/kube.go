@@ -150,6 +150,7 @@ func (s *Store) lead(ctx context.Context) {
 	group.Go(func() { s.status.run(ctx) })
 	if s.config.Roots != nil {
 		group.Go(func() { s.distribute(ctx) })
+		group.Go(func() { s.entrust(ctx) })
 	}
 	if s.config.Keys != "" {
 		group.Go(func() { s.rotate(ctx) })

@@ -32,6 +32,7 @@ type apiServer struct {
 	oldest   int // the version from which history is remembered
 	streams  map[chan change]string
 	held     map[string]chan struct{} // resources that are not answered until the channel is closed
+	trusts   bool                     // ClusterTrustBundles are served
 	noStream bool                     // initial events are not offered, as by older servers
 	requests []string
 	reviews  func(token string, audiences []string) map[string]any
@@ -51,6 +52,7 @@ var installed = map[string]string{
 	"Service": "/services", "Pod": "/pods", "Node": "/nodes", "Namespace": "/namespaces", "ConfigMap": "/configmaps", "Secret": "/secrets",
 	"EndpointSlice": "discovery.k8s.io/endpointslices", "CustomResourceDefinition": "apiextensions.k8s.io/customresourcedefinitions",
 	"Lease": "coordination.k8s.io/leases", "MutatingWebhookConfiguration": "admissionregistration.k8s.io/mutatingwebhookconfigurations",
+	"ClusterTrustBundle": "certificates.k8s.io/clustertrustbundles",
 }
 
 func newServer(t testing.TB) *apiServer {
@@ -141,7 +143,7 @@ func nameOf(o object) string {
 }
 
 // clustered are the kinds without namespace.
-var clustered = []string{"Node", "Namespace", "CustomResourceDefinition", "MutatingWebhookConfiguration"}
+var clustered = []string{"Node", "Namespace", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ClusterTrustBundle"}
 
 func (s *apiServer) put(o object) {
 	s.mu.Lock()
@@ -324,6 +326,9 @@ func (s *apiServer) serves(resource string) bool {
 
 func (s *apiServer) serveVersion(w http.ResponseWriter, group, version string) {
 	list := []object{}
+	if group == "certificates.k8s.io" && version == "v1" && s.trusts {
+		list = append(list, object{"name": "clustertrustbundles"})
+	}
 	for _, c := range customs {
 		if c.group == group && slices.Contains(c.versions, version) && s.get("CustomResourceDefinition", "/"+c.definition()) != nil {
 			list = append(list, object{"name": c.resource})

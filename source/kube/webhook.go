@@ -24,20 +24,7 @@ var registrations = schema.GroupVersionResource{Group: "admissionregistration.k8
 // Every server does so, not the leader alone: a revision that does not lead has a webhook of its own, and what servers of
 // one mesh write is the same.
 func (s *Store) vouch(ctx context.Context) {
-	r := s.api.dynamic.Resource(registrations)
-	only := fields.OneTermEqualSelector("metadata.name", s.config.Webhook).String()
-	f := &feed{
-		name: registrations.Resource + " " + s.config.Webhook,
-		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = only
-			return r.List(ctx, o)
-		},
-		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = only
-			return r.Watch(ctx, o)
-		},
-		convert: func(o runtime.Object) any { return o },
-	}
+	f := s.clusterWide(registrations, s.config.Webhook)
 	var registered *unstructured.Unstructured
 	told := ""
 	s.tend(ctx, func(n []news) {
@@ -59,6 +46,24 @@ func (s *Store) vouch(ctx context.Context) {
 				"mutatingwebhookconfiguration", s.config.Webhook, "cause", err)
 		}
 	}, f)
+}
+
+// clusterWide watches one object that is in no namespace.
+func (s *Store) clusterWide(resource schema.GroupVersionResource, name string) *feed {
+	r := s.api.dynamic.Resource(resource)
+	only := fields.OneTermEqualSelector("metadata.name", name).String()
+	return &feed{
+		name: resource.Resource + " " + name,
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = only
+			return r.List(ctx, o)
+		},
+		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = only
+			return r.Watch(ctx, o)
+		},
+		convert: func(o runtime.Object) any { return o },
+	}
 }
 
 // believe writes the roots into a registration where they differ. A registration that has changed meanwhile comes anew.
