@@ -74,7 +74,15 @@ type Config struct {
 	Control     []string
 	ControlName string
 	Roots       []byte // PEM: whom to believe at the start
-	Token       string // one-time join token
+	// RootsFile holds roots that others keep up to date (a ConfigMap of Kubernetes): they are trusted beside those that come
+	// with certificates. Empty: there are none.
+	RootsFile string
+	// Authority lists the addresses of another certificate authority than the control plane, which speaks Istio's
+	// certificate service, such as cert-manager's istio-csr; AuthorityName is what its certificate must say. One of Roots or
+	// RootsFile must vouch for it. It is shown the token at each renewal. Empty: the control plane issues certificates.
+	Authority     []string
+	AuthorityName string
+	Token         string // one-time join token
 	// TokenFile holds a token instead that others renew (a bound token of Kubernetes): it is read each time.
 	TokenFile string
 	// App is what is done for the application on PortMetrics: its probes and its metrics. Its Address and Mark are ours.
@@ -142,18 +150,20 @@ type Proxy struct {
 	table   *table.Table
 	holder  *identity.Holder
 	channel *channel.Channel
-	agent   *agent.Agent
-	xds     *client.Client
-	metrics *metrics.Registry
-	workers []*worker
-	logs    logFiles
-	spans   *spans
-	hosts   *hosts
-	tls     tlsConfigs
-	self    self
-	started time.Time
-	ready   chan struct{}
-	readyAt atomic.Int64 // ns after started; 0: not yet
+	// authority leads to another certificate authority; nil: channel does.
+	authority *channel.Channel
+	agent     *agent.Agent
+	xds       *client.Client
+	metrics   *metrics.Registry
+	workers   []*worker
+	logs      logFiles
+	spans     *spans
+	hosts     *hosts
+	tls       tlsConfigs
+	self      self
+	started   time.Time
+	ready     chan struct{}
+	readyAt   atomic.Int64 // ns after started; 0: not yet
 
 	unknown     *table.Listener // for destinations that the mesh does not know
 	passthrough *table.Choice
@@ -230,36 +240,59 @@ func (p *Proxy) initIdentity() error {
 		return fmt.Errorf("prepare the way to the control plane: %w", err)
 	}
 	id := identity.ID{TrustDomain: p.cfg.TrustDomain, Namespace: p.cfg.Namespace, ServiceAccount: p.cfg.ServiceAccount}
-	p.agent, err = agent.New(agent.Config{
+	cfg := agent.Config{
 		Channel: p.channel, ID: id, Holder: p.holder, Logger: p.cfg.Logger, TTL: p.cfg.CertificateTTL,
-		Token: p.token,
-	})
+		Token: p.token, Cluster: p.cfg.Workload.Cluster,
+	}
+	if p.cfg.RootsFile != "" {
+		cfg.Roots = func() ([]byte, error) { return readLimited(p.cfg.RootsFile, rootsMax) }
+	}
+	if len(p.cfg.Authority) > 0 {
+		if p.authority, err = channel.New(channel.Config{
+			Addresses: p.cfg.Authority, ServerName: p.cfg.AuthorityName, TrustDomain: p.cfg.TrustDomain, Holder: p.holder, Mark: p.cfg.Mark,
+		}); err != nil {
+			return fmt.Errorf("prepare the way to the certificate authority: %w", err)
+		}
+		cfg.Channel, cfg.TokenOnly = p.authority, true
+	}
+	p.agent, err = agent.New(cfg)
 	if err != nil {
 		return fmt.Errorf("prepare the identity agent: %w", err)
 	}
 	return nil
 }
 
-// tokenMax bounds a token in bytes.
-const tokenMax = 16 << 10
+// Bounds of what is read of files, in bytes.
+const (
+	tokenMax = 16 << 10
+	rootsMax = 1 << 20
+)
 
 // token is what proves the identity while there is no certificate.
 func (p *Proxy) token(context.Context) (string, error) {
 	if p.cfg.TokenFile == "" {
 		return p.cfg.Token, nil
 	}
-	f, err := os.Open(p.cfg.TokenFile)
+	text, err := readLimited(p.cfg.TokenFile, tokenMax)
+	return strings.TrimSpace(string(text)), err
+}
+
+// readLimited reads a file, but not more than so many bytes.
+func readLimited(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	text, err := io.ReadAll(io.LimitReader(f, tokenMax))
-	return strings.TrimSpace(string(text)), err
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // Run obeys the plan until ctx ends, then drains and returns when all that it started has ended.
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.channel.Close()
+	if p.authority != nil {
+		defer p.authority.Close()
+	}
 	for range loops(p.cfg.Loops, runtime.GOMAXPROCS(0)) {
 		w, err := p.newWorker()
 		if err != nil {

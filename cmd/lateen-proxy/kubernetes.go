@@ -120,6 +120,7 @@ func (p pod) roots(cfg *proxy.Config) (err error) {
 	if cfg.Roots, err = p.read(rootFile); err != nil {
 		return fmt.Errorf("read the mesh's root certificates, which the control plane puts into the ConfigMap istio-ca-root-cert: %w", err)
 	}
+	cfg.RootsFile = filepath.Join(p.root, rootFile)
 	return nil
 }
 
@@ -135,6 +136,13 @@ func (p pod) control(cfg *proxy.Config) error {
 		return fmt.Errorf("PROXY_CONFIG: discoveryAddress: %w", err)
 	}
 	cfg.Control, cfg.ControlName = []string{c.DiscoveryAddress}, host
+	// Istio's name of another certificate authority than the control plane.
+	if address := p.env("CA_ADDR"); address != "" && address != c.DiscoveryAddress {
+		if cfg.AuthorityName, _, err = net.SplitHostPort(address); err != nil {
+			return fmt.Errorf("CA_ADDR: %w", err)
+		}
+		cfg.Authority = []string{address}
+	}
 	cfg.Loops = max(0, c.Concurrency)
 	cfg.DrainTime = drainSidecar
 	if cfg.Role == proxy.RoleGateway {

@@ -35,7 +35,7 @@ func newPod(t *testing.T) (pod, map[string]string) {
 	env := map[string]string{
 		"POD_NAME": "reviews-1", "POD_NAMESPACE": "books", "SERVICE_ACCOUNT": "sa", "INSTANCE_IP": "10.0.0.1", "INSTANCE_IPS": "10.0.0.1,fd00::1",
 		"TRUST_DOMAIN": "td", "PROXY_CONFIG": `{"discoveryAddress":"lateend.sys.svc:15012","concurrency":2,"terminationDrainDuration":"7s","more":1}`,
-		"ISTIO_META_WORKLOAD_NAME": "reviews", "ISTIO_META_CLUSTER_ID": "c1", "SECRET_TTL": "1h",
+		"ISTIO_META_WORKLOAD_NAME": "reviews", "ISTIO_META_CLUSTER_ID": "c1", "SECRET_TTL": "1h", "CA_ADDR": "csr.certs.svc:443",
 		"ISTIO_META_POD_PORTS":         `[{"name":"http","containerPort":9080,"protocol":"TCP"},{"containerPort":53,"protocol":"UDP"},{"containerPort":81}]`,
 		"ISTIO_KUBE_APP_PROBERS":       `{"/app-health/a/livez":{"tcpSocket":{"port":80}}}`,
 		"ISTIO_PROMETHEUS_ANNOTATIONS": `{"scrape":"true","port":"9090"}`,
@@ -56,6 +56,7 @@ func TestPod(t *testing.T) {
 		Workload:    plan.Workload{Name: "reviews", Namespace: "books", App: "reviews", Version: `v"1`, CanonicalName: "reviews", CanonicalRevision: `v"1`, Cluster: "c1"},
 		Ports:       map[string]uint16{"http": 9080, "81": 81},
 		TrustDomain: "td", Control: []string{"lateend.sys.svc:15012"}, ControlName: "lateend.sys.svc", Roots: []byte("pem"),
+		RootsFile: filepath.Join(p.root, rootFile), Authority: []string{"csr.certs.svc:443"}, AuthorityName: "csr.certs.svc",
 		TokenFile: filepath.Join(p.root, tokenFile), NamesFile: filepath.Join(p.root, namesFile), Loops: 2, DrainTime: 7 * time.Second, DrainLeast: drainLeast, CertificateTTL: time.Hour,
 		App: probe.Config{
 			Probes: map[string]probe.Probe{"/app-health/a/livez": {TCPSocket: &probe.TCPSocket{Port: 80}}},
@@ -93,7 +94,7 @@ func TestPodEnd(t *testing.T) {
 func TestPodFaults(t *testing.T) {
 	for key, want := range map[string]string{
 		"INSTANCE_IPS": "INSTANCE_IPS", "PROXY_CONFIG": "PROXY_CONFIG", "ISTIO_META_POD_PORTS": "ISTIO_META_POD_PORTS",
-		"ISTIO_KUBE_APP_PROBERS": "application's probes", "ISTIO_PROMETHEUS_ANNOTATIONS": "application's metrics", "SECRET_TTL": "SECRET_TTL",
+		"ISTIO_KUBE_APP_PROBERS": "application's probes", "ISTIO_PROMETHEUS_ANNOTATIONS": "application's metrics", "SECRET_TTL": "SECRET_TTL", "CA_ADDR": "CA_ADDR",
 	} {
 		p, env := newPod(t)
 		env[key] = "[x"

@@ -12,6 +12,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -24,6 +25,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +50,9 @@ const (
 	// wallCheck is how often the wall clock is looked at while waiting for
 	// a renewal, which comes too late otherwise after the machine slept.
 	wallCheck = time.Minute
+
+	// rootsLook is how often Config.Roots is looked at.
+	rootsLook = 20 * time.Second
 )
 
 // The lifetime asked for: that of Istio's workloads, and the least that leaves
@@ -82,6 +87,13 @@ type Config struct {
 	// Logger gets a line for each certificate and for each failure; nil
 	// discards them.
 	Logger *slog.Logger
+	// Roots, unless nil, returns PEM of roots that are given otherwise, such as in a file that others keep up to date. They
+	// are trusted beside those that come with certificates, and looked at now and then.
+	Roots func() ([]byte, error)
+	// TokenOnly shows the token at each renewal, for an authority that takes no certificate as a proof.
+	TokenOnly bool
+	// Cluster is the name of the workload's cluster, which Istio's agents tell the authority; empty: it is not told.
+	Cluster string
 	// TTL is the lifetime to ask for; 24 hours if zero, 4 seconds at least.
 	// The control plane may give less.
 	TTL time.Duration
@@ -95,6 +107,9 @@ type Agent struct {
 	holder  *identity.Holder
 	log     *slog.Logger
 	ttl     time.Duration
+	roots   func() ([]byte, error)
+	cluster string
+	always  bool // the token is shown
 
 	ready     chan struct{}
 	makeReady func() // closes ready, once
@@ -108,6 +123,10 @@ type Agent struct {
 	pending *ecdsa.PrivateKey
 	// unproven is set when the control plane did not accept our proof.
 	unproven bool
+	// answered are the roots of the last answer, given those of Config.Roots, as they were read.
+	answered, given []*x509.Certificate
+	givenText       []byte
+	givenFault      string // in the log
 }
 
 // New returns an agent. Nothing happens before Run.
@@ -144,6 +163,9 @@ func New(c Config) (*Agent, error) {
 		holder:    c.Holder,
 		log:       c.Logger,
 		ttl:       c.TTL,
+		roots:     c.Roots,
+		cluster:   c.Cluster,
+		always:    c.TokenOnly,
 		ready:     ready,
 		makeReady: sync.OnceFunc(func() { close(ready) }),
 	}, nil
@@ -174,7 +196,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	failures := 0
 	for {
-		if err := waitUntil(ctx, next); err != nil {
+		if err := a.wait(ctx, next); err != nil {
 			return err
 		}
 		cert, err := a.obtain(ctx)
@@ -196,6 +218,48 @@ func (a *Agent) Run(ctx context.Context) error {
 				"not_after", cert.NotAfter, "renew_at", next)
 		}
 	}
+}
+
+// wait waits for a moment or the end of the context, and looks at the given roots meanwhile.
+func (a *Agent) wait(ctx context.Context, until time.Time) error {
+	if a.roots == nil {
+		return waitUntil(ctx, until)
+	}
+	for {
+		a.look()
+		soon := time.Now().Add(rootsLook)
+		if !soon.Before(until) {
+			return waitUntil(ctx, until)
+		}
+		if err := waitUntil(ctx, soon); err != nil {
+			return err
+		}
+	}
+}
+
+// look takes over the given roots if they are others than before.
+func (a *Agent) look() {
+	text, err := a.roots()
+	if err == nil && bytes.Equal(text, a.givenText) {
+		return
+	}
+	var roots []*x509.Certificate
+	if err == nil {
+		roots, err = identity.ParseCertificates(text)
+	}
+	var next *identity.Bundle
+	if err == nil {
+		next, err = a.holder.Current().Bundle.With(a.id.TrustDomain, slices.Concat(a.answered, roots)...)
+	}
+	if err != nil {
+		if err.Error() != a.givenFault {
+			a.givenFault = err.Error()
+			a.log.Warn("the given roots cannot be read; those from before stay trusted", "id", a.id, "cause", err)
+		}
+		return
+	}
+	a.given, a.givenText, a.givenFault = roots, text, ""
+	a.holder.SetBundle(next)
 }
 
 // valid returns the held certificate if it is ours and may be shown now.
@@ -229,45 +293,50 @@ func (a *Agent) obtain(ctx context.Context) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask control plane for a certificate of %s: %w", a.id, err)
 	}
-	cert, bundle, err := a.accept(answer)
+	cert, bundle, roots, err := a.accept(answer)
 	if err != nil {
 		return nil, fmt.Errorf("certificate from control plane refused: %w", err)
 	}
 	if err := a.holder.Set(cert, bundle); err != nil {
 		return nil, err
 	}
-	a.pending = nil
+	a.pending, a.answered = nil, roots
 	return cert.Leaf, nil
 }
 
-// proof returns the metadata that proves our ID, none if our certificate does.
+// proof returns the metadata that proves our ID, without a token if our certificate does.
 func (a *Agent) proof(ctx context.Context) (channel.Metadata, error) {
-	if a.token == nil || a.valid() != nil && !a.unproven {
-		return nil, nil
+	md := channel.Metadata{}
+	if a.cluster != "" {
+		md["clusterid"] = a.cluster
+	}
+	if a.token == nil || !a.always && !a.unproven && a.valid() != nil {
+		return md, nil
 	}
 	token, err := a.token(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read token: %w", err)
 	}
-	return channel.Metadata{"authorization": "Bearer " + token}, nil
+	md["authorization"] = "Bearer " + token
+	return md, nil
 }
 
 // accept checks an answer against what is pinned and returns what to hold. The
 // certificate must carry our key and our ID; the roots trusted now must vouch
-// for it, and so must the roots that come with it, which replace them.
-func (a *Agent) accept(answer []byte) (tls.Certificate, *identity.Bundle, error) {
+// for it, and so must those that come with it, which replace them but for the given ones.
+func (a *Agent) accept(answer []byte) (tls.Certificate, *identity.Bundle, []*x509.Certificate, error) {
 	chain, roots, err := decodeResponse(answer)
 	if err != nil {
-		return tls.Certificate{}, nil, err
+		return tls.Certificate{}, nil, nil, err
 	}
 	leaf := chain[0]
 	if !a.pending.PublicKey.Equal(leaf.PublicKey) {
-		return tls.Certificate{}, nil, errors.New("it is not for the key that was asked for")
+		return tls.Certificate{}, nil, nil, errors.New("it is not for the key that was asked for")
 	}
 	pinned := a.holder.Current().Bundle
-	next, err := pinned.With(a.id.TrustDomain, roots...)
+	next, err := pinned.With(a.id.TrustDomain, slices.Concat(roots, a.given)...)
 	if err != nil {
-		return tls.Certificate{}, nil, err
+		return tls.Certificate{}, nil, nil, err
 	}
 	if next.Version() == pinned.Version() {
 		next = pinned
@@ -277,10 +346,10 @@ func (a *Agent) accept(answer []byte) (tls.Certificate, *identity.Bundle, error)
 		for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
 			id, err := bundle.Verify(chain, usage, now)
 			if err != nil {
-				return tls.Certificate{}, nil, err
+				return tls.Certificate{}, nil, nil, err
 			}
 			if id != a.id {
-				return tls.Certificate{}, nil, fmt.Errorf("%w: it is for %s, asked was for %s", identity.ErrWrongID, id, a.id)
+				return tls.Certificate{}, nil, nil, fmt.Errorf("%w: it is for %s, asked was for %s", identity.ErrWrongID, id, a.id)
 			}
 		}
 	}
@@ -288,7 +357,7 @@ func (a *Agent) accept(answer []byte) (tls.Certificate, *identity.Bundle, error)
 	for _, c := range chain {
 		cert.Certificate = append(cert.Certificate, c.Raw)
 	}
-	return cert, next, nil
+	return cert, next, roots, nil
 }
 
 // logFailure says what did not succeed and what that means.
