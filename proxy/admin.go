@@ -178,7 +178,7 @@ func (p *Proxy) statusMux() *http.ServeMux {
 	mux.HandleFunc("GET /healthz/ready", p.serveReady)
 	mux.Handle("GET /app-health/", p.app)
 	mux.Handle("GET /app-lifecycle/", p.app)
-	mux.Handle("POST /drain", beside(func(http.ResponseWriter, *http.Request) { p.announce() }))
+	mux.Handle("POST /drain", beside(func(http.ResponseWriter, *http.Request) { p.announce(drainQuiet) }))
 	mux.Handle("POST /quitquitquit", beside(func(http.ResponseWriter, *http.Request) {
 		select {
 		case p.quit <- struct{}{}:

@@ -93,7 +93,7 @@ func (a *attempt) failed(why telemetry.Reason, err error) {
 		x.answer(why, why.Status(), why.Doc())
 		return
 	}
-	x.again(ep, plan.OnConnectFailure|plan.OnReset|plan.OnResetBeforeRequest|plan.On5xx|plan.OnGatewayError, why)
+	x.again(ep, onNoConnection, why)
 }
 
 // OnInterim passes a 1xx response on.
@@ -203,12 +203,11 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 	}
 	x, ep := a.x, a.t.ep
 	reason := a.abortReason(why)
-	refused, untouched := why == stream.AbortRefused, why == stream.AbortRefused && a.conn.h2 != nil
-	if a.conn.mux != nil && a.reused && !a.headed && endOfConnection(why, err) {
-		refused = true // as of an HTTP/1 connection that closed before it answered
-	}
-	// HTTP/2 says that nothing was done; of an HTTP/1 connection that closed one cannot be sure.
-	again := refused && (a.reused || a.conn.mux != nil) && (untouched || x != nil && x.idempotent())
+	// HTTP/2 says that nothing was done; of a connection that ended one cannot be sure. That to a proxy does not end
+	// because of what is in a request.
+	untouched := why == stream.AbortRefused && a.conn.h2 != nil
+	again := untouched && (a.reused || a.conn.mux != nil) ||
+		x != nil && x.idempotent() && (a.reused || a.conn.silence != nil) && !a.headed && a.connectionEnded(why, err)
 	a.close()
 	if x == nil || x.current != a {
 		return
@@ -226,10 +225,19 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 		return
 	}
 	cond := plan.OnReset | plan.On5xx | plan.OnGatewayError
-	if refused {
+	if untouched {
 		cond |= plan.OnRefusedStream | plan.OnResetBeforeRequest
 	}
 	x.again(ep, cond, reason)
+}
+
+// connectionEnded reports whether the attempt was aborted because its connection ended before it was answered, and not the
+// stream alone.
+func (a *attempt) connectionEnded(why stream.Abort, err error) bool {
+	if a.conn.h2 == nil {
+		return why == stream.AbortRefused
+	}
+	return endOfConnection(why, err)
 }
 
 // abortReason names the end of an attempt as Envoy would.

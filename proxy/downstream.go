@@ -17,7 +17,9 @@ const (
 	// lingerWait is how long a connection whose last word has been said waits for its peer to close.
 	lingerWait = 2 * time.Second
 	// drainQuiet is how long a connection must have been without requests before a drain closes it: in one that is
-	// in use the next request may be under way already, and is answered.
+	// in use the next request may be under way already, and is answered. Where there is time (Config.DrainLeast), all but
+	// drainLast of that is waited for.
+	drainLast  = time.Second
 	drainQuiet = 200 * time.Millisecond
 )
 
@@ -139,7 +141,7 @@ func (d *downstream) sweep(now time.Duration) {
 	case d.h1 != nil && !d.h1.Idle():
 		idle = headWait
 	case d.h1 != nil && d.w.draining:
-		idle = drainQuiet
+		idle = d.w.quiet
 	case d.h2 != nil && d.w.draining && now-d.used >= drainQuiet:
 		d.h2.Drain()
 	case d.h2 != nil && now-d.used >= idle:

@@ -23,6 +23,16 @@ func connectReason(err error) telemetry.Reason {
 	}
 }
 
+// unanswered reports whether a connection was not made because nobody serves at the other end, or nobody is there.
+func unanswered(err error) bool {
+	for _, e := range []error{loop.ErrTimeout, syscall.ETIMEDOUT, syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ECONNRESET} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
 // tlsReason is why a handshake failed.
 func tlsReason(err error) telemetry.Reason {
 	var timeout net.Error

@@ -75,6 +75,15 @@ func (d *tcpDial) try() {
 		return
 	}
 	d.dialing = w.dial(t, true, d.connected)
+	d.dialing.late = d.late
+}
+
+// late goes elsewhere from an endpoint that does not answer, if there is another one.
+func (d *tcpDial) late() {
+	if len(d.tried)+1 < dialTries && d.choice.Cluster.Elsewhere(append(d.tried, d.ep), d.s.w.loop.Now()) {
+		d.dialing.cancel()
+		d.connected(nil, telemetry.ConnectTimeout, fmt.Errorf("connect to %s: %w", d.addr, loop.ErrTimeout))
+	}
 }
 
 func (d *tcpDial) connected(c *loop.Conn, why telemetry.Reason, err error) {

@@ -19,9 +19,6 @@ const (
 	// muxResetsMax is how many more requests may be given up on a connection than are answered on it before it is used no
 	// more: half of what the peer's guard against rapid resets allows at once, as those under way may be given up too.
 	muxResetsMax = 250
-	// muxPingEvery is how often a peer that says nothing while requests are under way is asked for a sign of life. One
-	// that has not answered by then is taken for lost.
-	muxPingEvery = 5 * time.Second
 )
 
 // muxMode is what is known of how an endpoint takes requests of HTTP/1.1.
@@ -79,17 +76,17 @@ func (p *pool) lacks() (mux, lacking bool) {
 // muxed is what is known of a connection that is shared.
 type muxed struct {
 	credential *tls.Certificate // what we proved us by
-	heardAt    time.Time        // of the peer
 	resets     int              // requests given up, less those that were answered
 }
 
 // share makes a connection that has just been made one for many requests.
 func (u *upstream) share() {
 	p := u.pool
-	u.mux = &muxed{credential: p.w.p.holder.Current().Certificate, heardAt: p.w.loop.Now()}
+	u.mux = &muxed{credential: p.w.p.holder.Current().Certificate}
 	u.h2 = http2.NewClientConn(u.c, p.w.h2Mux(), h2Client{u})
 	p.multi = append(p.multi, u)
 	u.c.SetHandler(h2Client{u})
+	u.heed()
 	if p.limited() { // its requests count, each as the connection that it would have had
 		if u.counted {
 			u.counted = false
@@ -161,7 +158,7 @@ func (u *upstream) gaveUp(why stream.Abort, started time.Time) {
 		return
 	}
 	u.mux.resets++
-	if u.mux.resets >= muxResetsMax || why == stream.AbortTimeout && u.mux.heardAt.Before(started) {
+	if u.mux.resets >= muxResetsMax || why == stream.AbortTimeout && u.silence != nil && u.silence.heardAt.Before(started) {
 		u.retire()
 	}
 }
@@ -173,25 +170,7 @@ func (u *upstream) answered() {
 	}
 }
 
-// heard notes that the peer lives.
-func (u *upstream) heard() {
-	if u.mux != nil {
-		u.mux.heardAt = u.pool.w.loop.Now()
-	}
-}
-
 // outlived reports that a connection that is shared was made with a certificate that has been replaced since.
 func (u *upstream) outlived() bool {
 	return u.mux != nil && u.mux.credential != u.pool.w.p.holder.Current().Certificate
-}
-
-// listen asks a silent peer for a sign of life, and ends the connection if it gives none.
-func (u *upstream) listen(now time.Time) {
-	if u.mux == nil || u.h2.Active() == 0 || now.Sub(u.mux.heardAt) < muxPingEvery {
-		return
-	}
-	u.mux.heardAt = now // the next question comes as much later
-	if !u.h2.Ping() {
-		u.c.Abort()
-	}
 }

@@ -350,7 +350,7 @@ func TestMuxServerDrains(t *testing.T) {
 	s := newSidecars(t, backend(t, echoBody).Listener.Addr().String(), true, nil, nil)
 	stop := load(t, webClient(t), "http://"+s.at+"/", 8)
 	s.server.await("requests", func(w *worker) bool { return len(w.downstreams) == 1 })
-	s.server.onLoop((*worker).drain)
+	s.server.onLoop(func(w *worker) { w.drain(drainQuiet) })
 	before := s.server.count()
 	s.server.await("more requests", func(*worker) bool { return s.server.count() > before+50 })
 	if n := stop(); n == 0 {
@@ -523,48 +523,6 @@ func TestMuxBytesOnly(t *testing.T) {
 	if res, body := s.get(t, "/x"); body != "HTTP/1.1 /x" {
 		t.Errorf("%s %q", res.Status, body)
 	}
-}
-
-// TestMuxSilentPeer: a peer that gives no sign of life is left, and what was under way is asked of it anew.
-func TestMuxSilentPeer(t *testing.T) {
-	g := newGate()
-	s := newSidecars(t, backend(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/waits" {
-			g.ServeHTTP(w, r)
-		}
-	}).Listener.Addr().String(), true, nil, nil)
-	s.get(t, "/")
-	var group sync.WaitGroup
-	group.Go(func() {
-		if res, body := s.get(t, "/waits"); body != "through" {
-			t.Errorf("%s %q", res.Status, body)
-		}
-	})
-	<-g.arrived
-	s.server.onLoop(func(*worker) { // which can answer nothing meanwhile
-		s.client.onLoop(func(w *worker) {
-			now := w.loop.Now()
-			w.sweepPools(now.Add(muxPingEvery))
-			w.sweepPools(now.Add(2*muxPingEvery - time.Millisecond))
-			for _, p := range w.pools {
-				if len(p.multi) != 1 {
-					t.Errorf("left too early")
-				}
-			}
-			w.sweepPools(now.Add(2 * muxPingEvery))
-		})
-		s.client.await("the connection to be given up", func(w *worker) bool {
-			for _, p := range w.pools {
-				if len(p.multi) > 0 {
-					return false
-				}
-			}
-			return true
-		})
-	})
-	<-g.arrived
-	close(g.open)
-	group.Wait()
 }
 
 // TestMuxTimeout: a connection on which a request timed out is left for others if nothing was heard on it meanwhile.

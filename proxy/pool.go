@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -64,17 +65,18 @@ type pool struct {
 // upstream is one pooled connection.
 type upstream struct {
 	pool     *pool
-	counted  bool // against the cluster's limit of connections
 	c        *loop.Conn
 	h1       *http1.ClientConn
 	h2       *http2.ClientConn
-	requests uint32
+	mux      *muxed        // of an HTTP/2 connection that carries requests of HTTP/1.1; else nil
+	silence  *silence      // of an HTTP/2 connection to a proxy of the mesh; else nil
 	since    time.Duration // when it was made, as the loop counts
 	used     time.Duration
 	local    netip.AddrPort // asked for at first use
-	mux      *muxed         // of an HTTP/2 connection that carries requests of HTTP/1.1; else nil
-	retired  bool           // takes no more requests
-	left     bool           // not among pool.open any more
+	requests uint32
+	counted  bool // against the cluster's limit of connections
+	retired  bool // takes no more requests
+	left     bool // not among pool.open any more
 }
 
 // acquire finds or makes a connection for an attempt, which is told by ready or failed, perhaps at once.
@@ -155,7 +157,23 @@ func (p *pool) dial() {
 		if t.mux {
 			p.mux.dialing++
 		}
-		p.w.dial(t, counted, func(c *loop.Conn, why telemetry.Reason, err error) { p.connected(c, t.mux, counted, why, err) })
+		d := p.w.dial(t, counted, func(c *loop.Conn, why telemetry.Reason, err error) { p.connected(c, t.mux, counted, why, err) })
+		d.late = p.late
+	}
+}
+
+// late sends those elsewhere who wait for an endpoint that does not answer, and can go. The connection is made
+// nevertheless, for others, if it can be.
+func (p *pool) late() {
+	var leaving []*attempt
+	for _, a := range p.waiters {
+		if a.x != nil && a.x.mayLeave() {
+			leaving = append(leaving, a)
+		}
+	}
+	for _, a := range leaving {
+		p.forget(a)
+		a.failed(telemetry.ConnectTimeout, fmt.Errorf("connect to %s: %w", p.t.addr, loop.ErrTimeout))
 	}
 }
 
@@ -182,6 +200,7 @@ func (p *pool) connected(c *loop.Conn, mux, counted bool, why telemetry.Reason, 
 		u.h2 = http2.NewClientConn(c, p.w.h2Client(p.t), h2Client{u})
 		p.multi = append(p.multi, u)
 		c.SetHandler(h2Client{u})
+		u.heed()
 	default:
 		u.h1 = p.w.h1.NewClientConn(c, h1Client{u})
 		c.SetHandler(h1Client{u})
@@ -281,7 +300,7 @@ func (u *upstream) localAddr() netip.AddrPort {
 
 // free reports whether another request can be opened now.
 func (u *upstream) free() bool {
-	if u.retired {
+	if u.retired || u.silence != nil && u.silence.doubted {
 		return false
 	}
 	if u.h2 != nil {

@@ -381,13 +381,13 @@ func (p *Proxy) Ready() <-chan struct{} { return p.ready }
 
 // announce tells the other ends of open connections to take their requests elsewhere, and the kubelet that we are not
 // ready. New connections are still served: others learn only by and by that they should not come here. It reports
-// whether that had been done before.
-func (p *Proxy) announce() (before bool) {
+// whether that had been done before. quiet is how long an idle connection of HTTP/1 is left open.
+func (p *Proxy) announce(quiet time.Duration) (before bool) {
 	if !p.draining.CompareAndSwap(false, true) {
 		return true
 	}
 	for _, w := range p.workers {
-		w.loop.Post(w.drain)
+		w.loop.Post(func() { w.drain(quiet) })
 	}
 	return false
 }
@@ -395,7 +395,7 @@ func (p *Proxy) announce() (before bool) {
 // drain lets open connections end, for a bounded time, and takes new ones for the least one.
 func (p *Proxy) drain(least time.Duration) {
 	most := time.After(p.cfg.DrainTime)
-	if !p.announce() {
+	if !p.announce(max(drainQuiet, least-drainLast)) {
 		<-time.After(min(least, p.cfg.DrainTime))
 	}
 	p.left.Store(int32(len(p.workers)))

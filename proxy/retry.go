@@ -24,6 +24,9 @@ const resendsMax = 2
 // attemptsMax bounds the attempts beyond the first that a request may order.
 const attemptsMax = 25
 
+// onNoConnection are the conditions of which one is met where no connection can be made.
+const onNoConnection = plan.OnConnectFailure | plan.OnReset | plan.OnResetBeforeRequest | plan.On5xx | plan.OnGatewayError
+
 // orders is what a request orders of its proxy, in place of what its route says (Envoy, "Router", HTTP headers).
 type orders struct {
 	timeout time.Duration // 0: none
@@ -134,6 +137,13 @@ func grpcCondition(code int) plan.RetryOn {
 		return plan.OnGRPCUnavailable
 	}
 	return 0
+}
+
+// mayLeave reports whether the request may go to another endpoint than the one that it waits for a connection with, and
+// there is one.
+func (x *exchange) mayLeave() bool {
+	r := x.retryPolicy()
+	return r != nil && r.On&onNoConnection != 0 && x.tries < r.Attempts && x.canResend() && x.cluster.Elsewhere(x.tried, x.w.loop.Now())
 }
 
 // canResend reports whether the request as a whole can be sent another time.

@@ -17,8 +17,13 @@ import (
 	"github.com/lateen-mesh/lateen/telemetry"
 )
 
-// connectTimeout is MeshConfig's default.
-const connectTimeout = 10 * time.Second
+const (
+	// connectTimeout is MeshConfig's default.
+	connectTimeout = 10 * time.Second
+	// connectSlow is how long an endpoint may take to accept a connection before requests that can go elsewhere do. The
+	// packet that asks is sent a second time after 1 s, so that one that is lost does not matter.
+	connectSlow = 1500 * time.Millisecond
+)
 
 // target is one place to connect to, and how.
 type target struct {
@@ -130,6 +135,8 @@ type dialing struct {
 	c       *loop.Conn
 	done    func(*loop.Conn, telemetry.Reason, error)
 	over    bool
+	slow    loop.Timer
+	late    func() // told if nobody answers for long; may cancel; nil: need not be told
 }
 
 // dial connects to a target and shakes hands as its cluster says. done is called once, on the loop and not from
@@ -153,11 +160,38 @@ func (w *worker) dial(t target, counted bool, done func(*loop.Conn, telemetry.Re
 		o.KeepAlive = loop.KeepAlive{Enabled: true, Idle: k.Time, Interval: k.Interval, Probes: int(k.Probes)}
 	}
 	d.net = w.loop.Dial(t.addr, o, d.connected)
+	if t.ep != nil {
+		d.slow.Init(w.loop, d.onSlow)
+		d.slow.Reset(connectSlow)
+	}
 	return d
+}
+
+// onSlow leaves the endpoint alone that has not answered for so long.
+func (d *dialing) onSlow() {
+	d.t.ep.Lost(d.w.loop.Now())
+	if d.late != nil {
+		d.late()
+	}
+}
+
+// answered tells the balancer whether anybody answers at the endpoint's address.
+func (d *dialing) answered(err error) {
+	if d.t.ep == nil {
+		return
+	}
+	d.slow.Stop()
+	switch {
+	case err == nil:
+		d.t.ep.Found()
+	case unanswered(err):
+		d.t.ep.Lost(d.w.loop.Now())
+	}
 }
 
 func (d *dialing) connected(c *loop.Conn, err error) {
 	d.net = nil
+	d.answered(err)
 	if err != nil {
 		d.release()
 		d.finish(nil, connectReason(err), fmt.Errorf("connect to %s: %w", d.t.addr, err))
@@ -190,6 +224,7 @@ func (d *dialing) connected(c *loop.Conn, err error) {
 // carried takes the tunnel, which needs no handshake of its own.
 func (d *dialing) carried(c *loop.Conn, why telemetry.Reason, err error) {
 	d.tunnel = nil
+	d.answered(err)
 	if err != nil {
 		d.release()
 		d.finish(nil, why, err)
@@ -237,6 +272,7 @@ func (d *dialing) cancel() {
 	}
 	d.over = true
 	if d.net != nil {
+		d.slow.Stop()
 		d.net.Cancel()
 		d.release()
 	}

@@ -48,8 +48,9 @@ type worker struct {
 	bodies      bodies
 	mirrors     int
 	draining    bool
-	ending      bool // draining, and the proxy is told when nothing is open any more
-	empty       bool // while ending: nothing is open any more
+	quiet       time.Duration // while draining: how long a client's connection must have been without requests to be closed
+	ending      bool          // draining, and the proxy is told when nothing is open any more
+	empty       bool          // while ending: nothing is open any more
 	sweeper     loop.Timer
 	trimmed     time.Time // when trim was called last
 
@@ -133,9 +134,9 @@ func (w *worker) trim(now time.Time) {
 	w.attempts.trim(now)
 }
 
-// drain lets what is open end and takes nothing new on open connections.
-func (w *worker) drain() {
-	w.draining = true
+// drain lets what is open end and takes nothing new on open connections. Those that have been quiet for so long are closed.
+func (w *worker) drain(quiet time.Duration) {
+	w.draining, w.quiet = true, quiet
 	w.sweeper.Reset(drainQuiet / 2)
 	for d := range w.downstreams {
 		d.drain()

@@ -28,6 +28,7 @@ type Endpoint struct {
 
 	failed5xx, failedGateway, failedLocal atomic.Uint32 // in a row
 	ejectedUntil                          atomic.Int64  // ns; 0: not ejected
+	lostUntil                             atomic.Int64  // ns; 0: somebody answers there, as far as is known
 
 	ejections uint32 // how often of late; guarded by state.mu
 	returned  int64  // ns, when the last ejection ended, or will; guarded by state.mu

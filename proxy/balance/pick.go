@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -51,8 +52,8 @@ func (c *Cluster) Pick(p Pick) (*Endpoint, bool) {
 		case i > first:
 			l = s.levels[i]
 		}
-		e := c.pick(l, &p, now)
-		if e != nil && !slices.Contains(p.Tried, e) {
+		e, good := c.pick(l, &p, now)
+		if good {
 			return e, true
 		}
 		if second == nil {
@@ -85,8 +86,9 @@ func (s *set) levelFor(rnd uint32) int {
 	return 0 // nothing is healthy
 }
 
-// pick chooses within a level: an endpoint that has not been tried if there is one, nil if all are ejected.
-func (c *Cluster) pick(l *level, p *Pick, now int64) *Endpoint {
+// pick chooses within a level: a good endpoint if there is one, else one that has been tried, else one that is lost; nil
+// if all are ejected.
+func (c *Cluster) pick(l *level, p *Pick, now int64) (e *Endpoint, good bool) {
 	ejected := l.out.Load() > 0 && !c.panics(l)
 	rnd, tries := p.Rand, pickTries
 	if p.HasHash && (l.ring != nil || l.table != nil) {
@@ -95,8 +97,8 @@ func (c *Cluster) pick(l *level, p *Pick, now int64) *Endpoint {
 	for try := range tries {
 		e := c.choose(l, p, try, rnd)
 		rnd = next(rnd)
-		if (!ejected || !e.out(now)) && !slices.Contains(p.Tried, e) && c.warm(e, p.Now, rnd) {
-			return e
+		if (!ejected || !e.out(now)) && !slices.Contains(p.Tried, e) && c.warm(e, p.Now, rnd) && !e.lost(now) {
+			return e, true
 		}
 	}
 	// Look at each, from a place on that is random, or for a hash always the same.
@@ -105,18 +107,20 @@ func (c *Cluster) pick(l *level, p *Pick, now int64) *Endpoint {
 		start = p.Hash
 	}
 	n := uint64(len(l.eps))
-	var second *Endpoint
+	var tried, lost *Endpoint
 	for i := range n {
 		e := l.eps[(start%n+i)%n]
 		switch {
 		case ejected && e.out(now):
-		case !slices.Contains(p.Tried, e):
-			return e
-		case second == nil:
-			second = e
+		case slices.Contains(p.Tried, e):
+			tried = cmp.Or(tried, e)
+		case e.lost(now):
+			lost = cmp.Or(lost, e)
+		default:
+			return e, true
 		}
 	}
-	return second
+	return cmp.Or(tried, lost), false
 }
 
 // panics reports whether so few endpoints are healthy that ejections are not to be heeded (Istio: minHealthPercent).
