@@ -279,7 +279,7 @@ func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 		group, version, rest = parts[1], parts[2], parts[3:]
 	}
 	if len(rest) == 0 {
-		s.serveVersion(w, group, version)
+		s.serveVersion(w, r, group, version)
 		return
 	}
 	namespace := ""
@@ -324,7 +324,11 @@ func (s *apiServer) serves(resource string) bool {
 	return s.get("CustomResourceDefinition", "/"+plural+"."+group) != nil
 }
 
-func (s *apiServer) serveVersion(w http.ResponseWriter, group, version string) {
+func (s *apiServer) serveVersion(w http.ResponseWriter, r *http.Request, group, version string) {
+	if strings.HasPrefix(r.Header.Get("Accept"), "application/vnd.kubernetes.protobuf") { // which we do not write
+		refusal(w, http.StatusNotAcceptable, "NotAcceptable")
+		return
+	}
 	list := []object{}
 	if group == "certificates.k8s.io" && version == "v1" && s.trusts {
 		list = append(list, object{"name": "clustertrustbundles"})

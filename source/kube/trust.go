@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -59,7 +60,7 @@ func (s *Store) entrust(ctx context.Context) {
 // trustResource is how ClusterTrustBundles are served; without a version they are not.
 func (s *Store) trustResource(ctx context.Context) (schema.GroupVersionResource, error) {
 	for _, version := range trustVersions {
-		raw, err := s.api.core.Get().AbsPath("/apis/certificates.k8s.io/" + version).Do(ctx).Raw()
+		raw, err := s.api.core.Get().AbsPath("/apis/certificates.k8s.io/"+version).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx).Raw()
 		if apierrors.IsNotFound(err) {
 			continue
 		}
