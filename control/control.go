@@ -23,6 +23,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	securityapi "istio.io/api/security/v1alpha1"
 
 	"github.com/lateen-mesh/lateen/api"
@@ -53,7 +54,11 @@ type Config struct {
 	Listen string
 	// API is the path of the Unix socket for the command line.
 	API string
-	// Admin is the TCP address of a page that shows the same, without keys, and changes nothing; empty: none.
+	// Plaintext is an address for xDS without TLS, whose clients are believed to be who they say; empty: none. Whoever
+	// reaches it may read the configuration of any namespace, but not the keys of gateways.
+	Plaintext string
+	// Admin is the TCP address of a page that shows the same, without keys, and changes nothing, to callers from this
+	// machine, or from its pod; others get metrics and readiness only. Empty: none.
 	Admin       string
 	TrustDomain string // empty: cluster.local
 	// CASecret names the Secret, in the namespace of this server, that holds the authority's key for all servers of the
@@ -83,12 +88,14 @@ type Control struct {
 	read      chan struct{} // closed when the first picture is complete
 	readOnce  sync.Once
 	registry  *registry
+	service   *ca.Service // of certificates
 	grants    *grants
 	source    *planSource
 	started   time.Time
 	addr      string                 // what proxies connect to
 	webhooks  atomic.Pointer[string] // what the API server connects to; nil: not yet
 	admin     atomic.Pointer[string] // where the admin page is; nil: not yet
+	plaintext atomic.Pointer[string] // where xDS without TLS is; nil: not yet
 
 	mu         sync.Mutex // the picture: one change at a time
 	builder    *mesh.Builder
@@ -156,6 +163,7 @@ func (c *Control) open() (err error) {
 		c.registry.close()
 		return fmt.Errorf("read the configuration: %w", err)
 	}
+	c.service = ca.NewService(ca.ServiceConfig{Authority: c.authority, Logger: c.log, Authenticators: c.authenticators()})
 	return nil
 }
 
@@ -199,8 +207,12 @@ func (c *Control) openStore() (err error) {
 	return err
 }
 
-// identify proves the caller of an xDS stream by its certificate.
+// identify proves the caller of an xDS stream by its certificate. Who comes without TLS, where that is allowed at all,
+// proves nothing.
 func (c *Control) identify(ctx context.Context) (string, error) {
+	if p, ok := peer.FromContext(ctx); ok && c.cfg.Plaintext != "" && p.AuthInfo == nil {
+		return "", nil
+	}
 	id, _, err := ca.Authenticators{ca.MeshCertificate{Authority: c.authority}}.Authenticate(ctx, nil)
 	if err != nil {
 		return "", err
@@ -254,10 +266,7 @@ func (c *Control) Run(ctx context.Context) error {
 	c.addr = l.Addr().String()
 	g := grpc.NewServer(append(c.xds.Options(), grpc.Creds(credentials.NewTLS(cert.TLS())))...)
 	c.xds.Register(g)
-	securityapi.RegisterIstioCertificateServiceServer(g, ca.NewService(ca.ServiceConfig{
-		Authority: c.authority, Logger: c.log,
-		Authenticators: c.authenticators(),
-	}))
+	securityapi.RegisterIstioCertificateServiceServer(g, c.service)
 	var group sync.WaitGroup
 	live, stop := context.WithCancel(ctx)
 	defer group.Wait()
@@ -276,6 +285,9 @@ func (c *Control) Run(ctx context.Context) error {
 	run("API", c.serveAPI)
 	if c.cfg.Admin != "" {
 		run("admin page", c.serveAdmin)
+	}
+	if c.cfg.Plaintext != "" {
+		run("xDS without TLS", c.servePlaintext)
 	}
 	if c.cfg.Inject != nil {
 		run("webhooks", c.serveWebhooks)

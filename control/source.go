@@ -43,7 +43,11 @@ func newPlanSource(c *Control) *planSource {
 
 // Scope says who a client is to the compiler, from what it says of itself and what it has proven.
 func (s *planSource) Scope(client *server.Client) (string, error) {
-	n, err := readNode(client)
+	id, err := s.c.identityOf(client)
+	if err != nil {
+		return "", err
+	}
+	n, err := readNode(client, id)
 	if err != nil {
 		return "", err
 	}
@@ -168,15 +172,19 @@ type node struct {
 
 var errIdentity = errors.New("the client has proven no identity: a proxy shows the certificate that it got for its join token")
 
+// identityOf is what a client has proven, or says where nothing need be proven.
+func (c *Control) identityOf(client *server.Client) (identity.ID, error) {
+	if client.Identity != "" {
+		return identity.ParseID(client.Identity)
+	}
+	if c.cfg.Plaintext == "" {
+		return identity.ID{}, errIdentity
+	}
+	return c.believed(client)
+}
+
 // readNode reads a node's description (Istio's node id and metadata) and holds it against the proven identity.
-func readNode(client *server.Client) (node, error) {
-	if client.Identity == "" {
-		return node{}, errIdentity
-	}
-	id, err := identity.ParseID(client.Identity)
-	if err != nil {
-		return node{}, err
-	}
+func readNode(client *server.Client, id identity.ID) (node, error) {
 	m := client.Node.Metadata
 	text := func(key string) string { s, _ := m[key].(string); return s }
 	n := node{id: id, name: text("NAME")}

@@ -31,7 +31,8 @@ func main() {
 	flag.StringVar(&cfg.State, "state", "", "`folder` for the authority's key and what must survive a restart")
 	flag.StringVar(&cfg.Listen, "listen", "127.0.0.1:15012", "`address` for proxies")
 	flag.StringVar(&cfg.API, "api", "", "Unix `socket` for the command line")
-	flag.StringVar(&cfg.Admin, "admin", "", "`address` of a page that shows what goes on, such as 127.0.0.1:15014; empty: none")
+	flag.StringVar(&cfg.Admin, "admin", "", "`address` of metrics and readiness, and for callers from here of a page that shows what goes on, such as :15014; empty: none")
+	flag.StringVar(&cfg.Plaintext, "plaintext", "", "`address` for xDS without TLS, such as :15010; whoever reaches it may read the configuration of any namespace; empty: none")
 	flag.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust `domain` of the mesh's identities")
 	flag.StringVar(&cfg.CASecret, "ca-secret", "", "`name` of the Secret in this server's namespace that holds the authority's key for all servers; made if missing")
 	flag.Func("name", "DNS `name` in the control plane's certificate besides lateend; may be repeated", func(name string) error {

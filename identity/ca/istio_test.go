@@ -40,9 +40,10 @@ func TestIstioAgent(t *testing.T) {
 		return alice, nil
 	}
 	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(serving.TLS())))
-	securityapi.RegisterIstioCertificateServiceServer(g, ca.NewService(ca.ServiceConfig{
+	service := ca.NewService(ca.ServiceConfig{
 		Authority: a, Authenticators: ca.Authenticators{ca.Bearer{Name: "service account token", Judge: judge}, ca.MeshCertificate{Authority: a}},
-	}))
+	})
+	securityapi.RegisterIstioCertificateServiceServer(g, service)
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(l) }()
 	defer func() { g.Stop(); <-done }()
@@ -75,5 +76,8 @@ func TestIstioAgent(t *testing.T) {
 	}
 	if _, err := ask("of nobody"); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("another token: %v", err)
+	}
+	if got, want := service.Counts(), (ca.Counts{Asked: 3, Issued: 2, Unproven: 1}); got != want {
+		t.Errorf("counted %+v, want %+v", got, want)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -39,6 +40,37 @@ type Service struct {
 	authority      *Authority
 	authenticators Authenticators
 	log            *slog.Logger
+
+	asked, issued, unproven, unread, unsigned atomic.Uint64
+}
+
+// Counts is how often the service was asked, and what came of it.
+type Counts struct {
+	Asked    uint64 // for a certificate
+	Issued   uint64
+	Unproven uint64 // the caller did not prove who it is, or is somebody else
+	Unread   uint64 // the request could not be read
+	Unsigned uint64 // the authority could not sign
+}
+
+// Counts returns what was counted since the start.
+func (s *Service) Counts() Counts {
+	return Counts{s.asked.Load(), s.issued.Load(), s.unproven.Load(), s.unread.Load(), s.unsigned.Load()}
+}
+
+// count counts an answer by its code.
+func (s *Service) count(code codes.Code) {
+	s.asked.Add(1)
+	switch code {
+	case codes.OK:
+		s.issued.Add(1)
+	case codes.InvalidArgument:
+		s.unread.Add(1)
+	case codes.Internal:
+		s.unsigned.Add(1)
+	default:
+		s.unproven.Add(1)
+	}
 }
 
 // NewService returns the certificate service.
@@ -58,6 +90,7 @@ func NewService(c ServiceConfig) *Service {
 // that could not be signed anyway does not use up a join token.
 func (s *Service) CreateCertificate(ctx context.Context, r *securityapi.IstioCertificateRequest) (*securityapi.IstioCertificateResponse, error) {
 	issued, id, kind, err := s.create(ctx, r)
+	s.count(status.Code(err))
 	if err != nil {
 		s.log.Warn("certificate refused", "peer", remoteAddress(ctx), "code", status.Code(err), "reason", status.Convert(err).Message())
 		return nil, err
