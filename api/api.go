@@ -45,6 +45,8 @@ const (
 	KindReferenceGrant      = "ReferenceGrant"
 	// KindListenedGateway is the Gateway API's Gateway, written "Gateway" like Istio's and told apart as kubectl does it.
 	KindListenedGateway = "Gateway." + GroupGateway
+
+	KindRequestAuthentication = "RequestAuthentication" // refused so far
 )
 
 // GroupGateway is the group of the Gateway API's kinds.

@@ -12,7 +12,9 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
+	extensions "istio.io/api/extensions/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
+	proxying "istio.io/api/networking/v1beta1"
 	security "istio.io/api/security/v1beta1"
 	telemetry "istio.io/api/telemetry/v1alpha1"
 	core "k8s.io/api/core/v1"
@@ -35,11 +37,14 @@ var (
 	securityVersions  = []string{"v1", "v1beta1"}
 	telemetryVersions = []string{"v1", "v1alpha1"}
 	gatewayVersions   = []string{"v1", "v1beta1"}
+	filterVersions    = []string{"v1alpha3"}
+	configVersions    = []string{"v1beta1"}
+	extensionVersions = []string{"v1alpha1"}
 	coreVersions      = []string{"v1"}
 )
 
 func kinds() map[string]kind {
-	const network, secure, observe = "networking.istio.io", "security.istio.io", "telemetry.istio.io"
+	const network, secure, observe, extend = "networking.istio.io", "security.istio.io", "telemetry.istio.io", "extensions.istio.io"
 	return map[string]kind{
 		KindService:        {"", coreVersions, false, func() any { return &core.Service{} }, validateService},
 		KindSecret:         {"", coreVersions, false, func() any { return &core.Secret{} }, validateSecret},
@@ -53,10 +58,15 @@ func kinds() map[string]kind {
 		KindServiceEntry:    {network, networkVersions, false, func() any { return &networking.ServiceEntry{} }, validateEntry},
 		KindWorkloadEntry:   {network, networkVersions, false, func() any { return &networking.WorkloadEntry{} }, validateWorkload},
 		KindWorkloadGroup:   {network, networkVersions, false, func() any { return &networking.WorkloadGroup{} }, validateGroup},
+		KindSidecar:         {network, networkVersions, false, func() any { return &networking.Sidecar{} }, validateSidecar},
+		KindEnvoyFilter:     {network, filterVersions, false, func() any { return &networking.EnvoyFilter{} }, validateFilter},
+		KindProxyConfig:     {network, configVersions, false, func() any { return &proxying.ProxyConfig{} }, validateProxyConfig},
 
 		KindPeerAuthentication:  {secure, securityVersions, false, func() any { return &security.PeerAuthentication{} }, validateAuthn},
 		KindAuthorizationPolicy: {secure, securityVersions, false, func() any { return &security.AuthorizationPolicy{} }, validateAuthz},
 		KindTelemetry:           {observe, telemetryVersions, false, func() any { return &telemetry.Telemetry{} }, validateTelemetry},
+		KindWasmPlugin:          {extend, extensionVersions, false, func() any { return &extensions.WasmPlugin{} }, validatePlugin},
+		KindTrafficExtension:    {extend, extensionVersions, false, func() any { return &extensions.TrafficExtension{} }, validateExtension},
 
 		KindGatewayClass:    {GroupGateway, gatewayVersions, true, func() any { return &gateway.GatewayClass{} }, validateGatewayClass},
 		KindListenedGateway: {GroupGateway, gatewayVersions, false, func() any { return &gateway.Gateway{} }, validateListeners},
@@ -67,10 +77,7 @@ func kinds() map[string]kind {
 }
 
 // later are kinds of Istio's and the Gateway API's that this version does not read.
-var later = []string{
-	"Sidecar", "ProxyConfig", "EnvoyFilter", "RequestAuthentication", "WasmPlugin", "TrafficExtension",
-	"TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "ListenerSet",
-}
+var later = []string{"TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "ListenerSet"}
 
 // named is the name of an accepted kind, as Ref has it.
 func named(apiVersion, written string) string {
@@ -252,10 +259,10 @@ func (d *decoder) noKind(apiVersion, name string, f field) {
 	}
 	slices.Sort(known)
 	switch near := nearest(name, known); {
-	case slices.Contains(later, name) && d.placeless:
-		d.fault(d.at(f.value), "kind", "%s is not supported yet; it has no effect", name)
+	case name == KindRequestAuthentication:
+		d.fault(d.at(f.value), "kind", "%s is not supported yet, and a policy that is not enforced must not look as if it were; do without it", name)
 	case slices.Contains(later, name):
-		d.fault(d.at(f.value), "kind", "%s is not supported yet; keep it out of this folder", name)
+		d.fault(d.at(f.value), "kind", "%s is not supported yet; do without it", name)
 	case near != "":
 		d.fault(d.at(f.value), "kind", "there is no kind %s; did you mean %s?", name, near)
 	default:

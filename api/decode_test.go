@@ -83,6 +83,10 @@ var spare = map[string]string{
 	KindPeerAuthentication:  "{mtls: {mode: STRICT}}",
 	KindAuthorizationPolicy: "{rules: [{}]}",
 	KindTelemetry:           "{accessLogging: [{disabled: true}]}",
+	KindWasmPlugin:          "{url: 'oci://a/b:1', pluginConfig: {list: [1, a, {b: [true]}]}}",
+	KindTrafficExtension:    "{lua: {inlineCode: a()}}",
+	KindEnvoyFilter:         "{configPatches: [{applyTo: CLUSTER, patch: {operation: MERGE, value: {a: [1, b]}}}]}",
+	KindSidecar:             "{egress: [{hosts: ['./*', 'shop/*.a.b']}]}",
 	KindService:             "{ports: [{port: 80, targetPort: web}], clusterIP: None}",
 }
 
@@ -111,8 +115,8 @@ func TestServedVersions(t *testing.T) {
 			roundTrip(t, r.Objects[0])
 		}
 	}
-	if read != 29 {
-		t.Errorf("read %d kinds and versions, want 29", read)
+	if read != 36 {
+		t.Errorf("read %d kinds and versions, want 36", read)
 	}
 }
 

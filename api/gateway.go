@@ -66,6 +66,7 @@ func (c *check) serverHosts(p string, hosts []string) {
 func (c *check) serverTLS(p, protocol string, t *networking.ServerTLSSettings) {
 	encrypted := protocol == "HTTPS" || protocol == "TLS"
 	tp := in(p, "tls")
+	sources := c.credentials(tp, t)
 	switch {
 	case t == nil && encrypted:
 		c.fault(p, "protocol %s needs tls; add tls with a mode", protocol)
@@ -79,15 +80,6 @@ func (c *check) serverTLS(p, protocol string, t *networking.ServerTLSSettings) {
 		return
 	case t.HttpsRedirect:
 		c.fault(in(tp, "httpsRedirect"), "redirects plain HTTP and stands on a port of protocol HTTP")
-	}
-	sources := 0
-	for _, set := range []bool{t.CredentialName != "", len(t.CredentialNames) > 0, len(t.TlsCertificates) > 0, t.ServerCertificate != "" || t.PrivateKey != ""} {
-		if set {
-			sources++
-		}
-	}
-	if sources > 1 {
-		c.fault(tp, "names more than one certificate: keep one of credentialName, credentialNames, tlsCertificates and the files")
 	}
 	if t.MinProtocolVersion > t.MaxProtocolVersion && t.MaxProtocolVersion != networking.ServerTLSSettings_TLS_AUTO {
 		c.fault(in(tp, "minProtocolVersion"), "%s is above maxProtocolVersion %s", t.MinProtocolVersion, t.MaxProtocolVersion)
@@ -121,6 +113,21 @@ func (c *check) serverTLS(p, protocol string, t *networking.ServerTLSSettings) {
 			c.warn(in(tp, "cipherSuites", i), "%q is not a cipher suite that we offer; it is left out", s)
 		}
 	}
+}
+
+// credentials judges in how many ways a certificate is named.
+func (c *check) credentials(p string, t *networking.ServerTLSSettings) (sources int) {
+	for _, set := range []bool{
+		t.GetCredentialName() != "", len(t.GetCredentialNames()) > 0, len(t.GetTlsCertificates()) > 0, t.GetServerCertificate() != "" || t.GetPrivateKey() != "",
+	} {
+		if set {
+			sources++
+		}
+	}
+	if sources > 1 {
+		c.fault(p, "names more than one certificate: keep one of credentialName, credentialNames, tlsCertificates and the files")
+	}
+	return sources
 }
 
 // Cipher returns crypto/tls's number of a cipher suite named as Istio does: in OpenSSL's words.

@@ -25,8 +25,11 @@ func (r *reader) message(n *yaml.Node, path string, m protoreflect.Message) {
 	}
 	desc := m.Descriptor()
 	name := string(desc.Name())
-	if desc.FullName() == "istio.mesh.v1alpha1.Tracing" {
+	switch desc.FullName() {
+	case "istio.mesh.v1alpha1.Tracing":
 		name = "ProxyTracing" // Telemetry has a Tracing too
+	case "istio.networking.v1beta1.ProxyConfig":
+		name = "ProxyConfigSpec" // MeshConfig has a ProxyConfig too
 	}
 	written := map[string]bool{}
 	for _, f := range r.mapping(n, path) {
@@ -272,7 +275,7 @@ func (r *reader) wellKnown(n *yaml.Node, path string, m protoreflect.Message) bo
 	return true
 }
 
-// free reads a value of a Struct. Only scalars and objects are used by the kinds that we accept.
+// free reads a value of a Struct.
 func (r *reader) free(n *yaml.Node, path string, m protoreflect.Message) {
 	fields := m.Descriptor().Fields()
 	if strings.Count(path, ".") > maxDepth {
@@ -283,7 +286,13 @@ func (r *reader) free(n *yaml.Node, path string, m protoreflect.Message) {
 	case n.Kind == yaml.MappingNode:
 		r.message(n, path, m.Mutable(fields.ByName("struct_value")).Message())
 	case n.Kind == yaml.SequenceNode:
-		r.fault(r.at(n), path, "must not be a list")
+		list := m.Mutable(fields.ByName("list_value")).Message()
+		values := list.Mutable(list.Descriptor().Fields().ByName("values")).List()
+		for i, item := range r.list(n, path) {
+			v := values.NewElement()
+			r.free(item, path+"["+strconv.Itoa(i)+"]", v.Message())
+			values.Append(v)
+		}
 	case n.ShortTag() == "!!bool":
 		if b, ok := r.truth(n, path); ok {
 			m.Set(fields.ByName("bool_value"), protoreflect.ValueOfBool(b))

@@ -72,6 +72,10 @@ func (c *check) targets(selector *selecting.WorkloadSelector, ref *selecting.Pol
 	if set > 1 {
 		c.fault("spec", "has more than one of selector, targetRef and targetRefs; keep one")
 	}
+	c.references(ref, refs)
+}
+
+func (c *check) references(ref *selecting.PolicyTargetReference, refs []*selecting.PolicyTargetReference) {
 	for i, r := range append(slices.Clone(refs), ref) {
 		p := in("spec.targetRefs", i)
 		if i == len(refs) {

@@ -204,6 +204,13 @@ func validateGroup(c *check) {
 		c.workload("spec.template", g.Template)
 	}
 	c.warn("spec", "is accepted but not acted on yet; workloads join by WorkloadEntry")
+	p := g.Probe
+	c.optionalPort("spec.probe.grpc.port", p.GetGrpc().GetPort())
+	c.optionalPort("spec.probe.httpGet.port", p.GetHttpGet().GetPort())
+	c.optionalPort("spec.probe.tcpSocket.port", p.GetTcpSocket().GetPort())
+	if scheme := p.GetHttpGet().GetScheme(); !slices.Contains([]string{"", "HTTP", "HTTPS"}, scheme) {
+		c.fault("spec.probe.httpGet.scheme", "%q is neither HTTP nor HTTPS", scheme)
+	}
 }
 
 // Bounds of Istio's schemas, in bytes.

@@ -180,15 +180,16 @@ type store interface {
 // openStore opens the folder, which is read at once, or the cluster, which is read when the store runs.
 func (c *Control) openStore() (err error) {
 	if c.cfg.Kube != nil {
-		webhook := ""
-		if c.cfg.Inject != nil {
-			webhook = inject.Registered{Revision: c.cfg.Inject.Revision}.Object().Name
-		}
-		c.cluster, err = kube.Open(kube.Config{
-			Webhook: webhook, Cluster: c.cfg.Kube, Logger: c.log, Apply: c.configured, Found: c.tell, Report: c.report,
+		cfg := kube.Config{
+			Cluster: c.cfg.Kube, Logger: c.log, Apply: c.configured, Found: c.tell, Report: c.report,
 			Roots: func() []byte { return c.authority.Bundle().PEM(c.authority.TrustDomain()) },
 			Keys:  c.cfg.CASecret, UseKeys: c.useKeys, RotateKeys: c.rotateKeys,
-		})
+		}
+		if c.cfg.Inject != nil {
+			cfg.Revision = cmp.Or(c.cfg.Inject.Revision, inject.DefaultRevision)
+			cfg.Webhook, cfg.Validator = inject.Names(cfg.Revision)
+		}
+		c.cluster, err = kube.Open(cfg)
 		c.store = c.cluster
 		return err
 	}

@@ -43,6 +43,9 @@ func (c *Control) serveWebhooks(ctx context.Context) error {
 	hook := inject.NewWebhook(injector, c.log)
 	mux.Handle(inject.Path, hook)
 	mux.Handle(inject.Path+"/", hook)
+	if c.cluster != nil {
+		mux.Handle(validatePath, inject.NewReviews(c.validate))
+	}
 	mux.HandleFunc("GET /ready", c.serveReady) // the kubelet's
 	tls := identity.BaseTLS([]string{"h2", "http/1.1"})
 	tls.GetCertificate = cert.GetCertificate

@@ -235,7 +235,7 @@ func split(text string) ([]Object, error) {
 // CNI plugin before the webhook, as pods that are told to count on it wait for it.
 var kinds = []string{
 	"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap", "Service",
-	"DaemonSet", "MutatingWebhookConfiguration", "Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler",
+	"DaemonSet", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler",
 }
 
 // rank is the place of a kind in the order; those that are not listed go last.

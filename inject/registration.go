@@ -13,6 +13,21 @@ import (
 // webhookDomain ends the names of our webhooks.
 const webhookDomain = "inject.lateen.dev"
 
+// Names of the registrations of the revision default; those of another one end with it.
+const (
+	injectorName  = "lateen-sidecar-injector"
+	validatorName = "lateen-validator"
+)
+
+// Names are those of a revision's MutatingWebhookConfiguration and ValidatingWebhookConfiguration; an empty one is
+// DefaultRevision.
+func Names(revision string) (injector, validator string) {
+	if revision == "" || revision == DefaultRevision {
+		return injectorName, validatorName
+	}
+	return injectorName + "-" + revision, validatorName + "-" + revision
+}
+
 // webhookTimeout, in seconds, is how long the API server waits before it refuses a pod. Istio leaves Kubernetes' 10.
 const webhookTimeout = 5
 
@@ -79,12 +94,10 @@ func (r rule) selectors() (namespace, object *meta.LabelSelector) {
 // asked about. `kubectl delete mutatingwebhookconfiguration NAME` ends it all.
 func (r Registered) Object() *admission.MutatingWebhookConfiguration {
 	revision := firstOf(r.Revision, DefaultRevision)
+	name, _ := Names(revision)
 	out := &admission.MutatingWebhookConfiguration{
 		TypeMeta:   meta.TypeMeta{APIVersion: "admissionregistration.k8s.io/v1", Kind: "MutatingWebhookConfiguration"},
-		ObjectMeta: meta.ObjectMeta{Name: "lateen-sidecar-injector", Labels: map[string]string{labelRevision: revision, "app": "sidecar-injector"}},
-	}
-	if revision != DefaultRevision {
-		out.Name += "-" + revision
+		ObjectMeta: meta.ObjectMeta{Name: name, Labels: map[string]string{labelRevision: revision, "app": "sidecar-injector"}},
 	}
 	for _, rule := range r.rules() {
 		namespace, object := rule.selectors()

@@ -125,7 +125,7 @@ func FuzzReview(f *testing.F) {
 	}
 	h := NewWebhook(in, nil)
 	f.Fuzz(func(t *testing.T, body []byte) {
-		answer, err := h.review(body, "", "")
+		answer, err := h.reviews.review(httptest.NewRequestWithContext(t.Context(), http.MethodPost, Path, nil), body)
 		if err != nil {
 			return
 		}

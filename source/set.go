@@ -11,6 +11,7 @@ package source
 
 import (
 	"cmp"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -136,6 +137,17 @@ func (s *Set) Apply(upsert []*api.Object, remove []api.Ref) []mesh.Change {
 	return s.changes(before)
 }
 
+// Trial returns what Findings would be if o were in the set, in the place of the object with the same Ref. The set stays
+// as it is.
+func (s *Set) Trial(o *api.Object) []Finding {
+	trial := *s
+	trial.objects, trial.made, trial.claims = maps.Clone(s.objects), maps.Clone(s.made), maps.Clone(s.claims)
+	trial.addresses = NewAllocator()
+	trial.addresses.Restore(s.addresses.Snapshot())
+	trial.Apply([]*api.Object{o}, nil)
+	return trial.Findings()
+}
+
 // reconfigure takes over the mesh's configuration and reports whether everything must be made anew.
 func (s *Set) reconfigure() bool {
 	config, ex := mesh.DefaultConfig(), exports{}
@@ -153,7 +165,7 @@ func (s *Set) drop(ref api.Ref, before map[mesh.Ref]mesh.Object) {
 	for _, m := range s.made[ref] {
 		r := m.Ref()
 		s.remember(r, before)
-		s.claims[r] = slices.DeleteFunc(s.claims[r], func(c claim) bool { return c.by.Ref == ref })
+		s.claims[r] = slices.DeleteFunc(slices.Clone(s.claims[r]), func(c claim) bool { return c.by.Ref == ref }) // see Trial
 		if len(s.claims[r]) == 0 {
 			delete(s.claims, r)
 		}
@@ -170,7 +182,7 @@ func (s *Set) add(o *api.Object, before map[mesh.Ref]mesh.Object) {
 	for _, m := range list {
 		r := m.Ref()
 		s.remember(r, before)
-		s.claims[r] = append(s.claims[r], claim{o, m})
+		s.claims[r] = append(slices.Clone(s.claims[r]), claim{o, m}) // see Trial
 		slices.SortFunc(s.claims[r], func(a, b claim) int {
 			return cmp.Or(cmp.Compare(a.by.Created, b.by.Created), compareRefs(a.by.Ref, b.by.Ref))
 		})

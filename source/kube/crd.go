@@ -22,24 +22,27 @@ type custom struct {
 	versions              []string // by preference
 }
 
-// customs are the kinds that are watched where they are installed. Those that api does not read yet are watched too, so
-// that their status says so.
+// customs are the kinds that are watched where they are installed. Those that are not acted on are watched too, so that
+// their status says so.
 var customs = []custom{
-	{api.KindVirtualService, "networking.istio.io", "virtualservices", networkVersions},
-	{api.KindDestinationRule, "networking.istio.io", "destinationrules", networkVersions},
-	{api.KindGateway, "networking.istio.io", "gateways", networkVersions},
-	{api.KindServiceEntry, "networking.istio.io", "serviceentries", networkVersions},
-	{api.KindWorkloadEntry, "networking.istio.io", "workloadentries", networkVersions},
-	{api.KindWorkloadGroup, "networking.istio.io", "workloadgroups", networkVersions},
-	{"Sidecar", "networking.istio.io", "sidecars", networkVersions},
-	{"EnvoyFilter", "networking.istio.io", "envoyfilters", []string{"v1alpha3"}},
-	{"ProxyConfig", "networking.istio.io", "proxyconfigs", []string{"v1beta1"}},
+	{api.KindVirtualService, networkGroup, "virtualservices", networkVersions},
+	{api.KindDestinationRule, networkGroup, "destinationrules", networkVersions},
+	{api.KindGateway, networkGroup, "gateways", networkVersions},
+	{api.KindServiceEntry, networkGroup, "serviceentries", networkVersions},
+	{api.KindWorkloadEntry, networkGroup, "workloadentries", networkVersions},
+	{api.KindWorkloadGroup, networkGroup, "workloadgroups", networkVersions},
+	{api.KindSidecar, networkGroup, "sidecars", networkVersions},
+	{api.KindEnvoyFilter, networkGroup, "envoyfilters", []string{"v1alpha3"}},
+	{api.KindProxyConfig, networkGroup, "proxyconfigs", []string{"v1beta1"}},
 	{api.KindPeerAuthentication, "security.istio.io", "peerauthentications", []string{"v1", "v1beta1"}},
 	{api.KindAuthorizationPolicy, "security.istio.io", "authorizationpolicies", []string{"v1", "v1beta1"}},
-	{"RequestAuthentication", "security.istio.io", "requestauthentications", []string{"v1", "v1beta1"}},
+	{api.KindRequestAuthentication, "security.istio.io", "requestauthentications", []string{"v1", "v1beta1"}},
 	{api.KindTelemetry, "telemetry.istio.io", "telemetries", []string{"v1", "v1alpha1"}},
-	{"WasmPlugin", "extensions.istio.io", "wasmplugins", []string{"v1alpha1"}},
+	{api.KindWasmPlugin, "extensions.istio.io", "wasmplugins", []string{"v1alpha1"}},
+	{api.KindTrafficExtension, "extensions.istio.io", "trafficextensions", []string{"v1alpha1"}},
 }
+
+const networkGroup = "networking.istio.io"
 
 var networkVersions = []string{"v1", "v1beta1", "v1alpha3"}
 

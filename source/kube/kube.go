@@ -60,9 +60,11 @@ type Config struct {
 	Keys       string
 	UseKeys    func(Keys) error
 	RotateKeys func(files map[string][]byte, overlap time.Duration, since time.Time) (map[string][]byte, time.Duration, time.Time, error)
-	// Webhook names the MutatingWebhookConfiguration of ours in which the roots are kept (caBundle), so that the API
-	// server believes us; empty, or without Roots: none.
-	Webhook string
+	// Webhook and Validator name the MutatingWebhookConfiguration and the ValidatingWebhookConfiguration of ours in which
+	// the roots are kept (caBundle), so that the API server believes us; empty, or without Roots: none.
+	Webhook, Validator string
+	// Revision is this control plane's, as in the label istio.io/rev.
+	Revision string
 	// Logger is told what an operator should know; nil discards it.
 	Logger *slog.Logger
 }
@@ -123,8 +125,8 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	group.Go(func() { s.leader.run(ctx, s.lead) })
-	if s.config.Roots != nil && s.config.Webhook != "" {
-		group.Go(func() { s.vouch(ctx) })
+	for _, r := range s.registrations() {
+		group.Go(func() { s.vouch(ctx, r) })
 	}
 	if s.config.Keys != "" {
 		group.Go(func() { s.followKeys(ctx) })

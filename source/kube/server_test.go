@@ -36,6 +36,8 @@ type apiServer struct {
 	noStream bool                     // initial events are not offered, as by older servers
 	requests []string
 	reviews  func(token string, audiences []string) map[string]any
+	refusals map[string]string // why objects of a name are not created
+	probes   int               // how many were not
 }
 
 type object = map[string]any
@@ -53,6 +55,7 @@ var installed = map[string]string{
 	"EndpointSlice": "discovery.k8s.io/endpointslices", "CustomResourceDefinition": "apiextensions.k8s.io/customresourcedefinitions",
 	"Lease": "coordination.k8s.io/leases", "MutatingWebhookConfiguration": "admissionregistration.k8s.io/mutatingwebhookconfigurations",
 	"ClusterTrustBundle": "certificates.k8s.io/clustertrustbundles",
+	"ValidatingWebhookConfiguration": "admissionregistration.k8s.io/validatingwebhookconfigurations",
 }
 
 func newServer(t testing.TB) *apiServer {
@@ -143,7 +146,7 @@ func nameOf(o object) string {
 }
 
 // clustered are the kinds without namespace.
-var clustered = []string{"Node", "Namespace", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ClusterTrustBundle"}
+var clustered = []string{"Node", "Namespace", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ClusterTrustBundle", "ValidatingWebhookConfiguration"}
 
 func (s *apiServer) put(o object) {
 	s.mu.Lock()
@@ -516,6 +519,11 @@ func (s *apiServer) serveOne(w http.ResponseWriter, r *http.Request, resource, n
 		name = metadataOf(body)["name"].(string)
 	}
 	old := s.objects[resource][namespace+"/"+name]
+	if why := s.refusals[name]; why != "" && r.Method == http.MethodPost && r.URL.Query().Get("dryRun") == "All" {
+		s.probes++
+		answer(w, http.StatusUnprocessableEntity, object{"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Invalid", "code": 422, "message": why})
+		return
+	}
 	switch {
 	case old == nil && r.Header.Get("Content-Type") == "application/apply-patch+yaml":
 		s.store(body)

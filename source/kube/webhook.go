@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"log/slog"
+	"reflect"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,14 +19,42 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// registrations is the resource of MutatingWebhookConfigurations.
-var registrations = schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"}
+// vouchRetry is how soon it is looked again whether a registration can be made to count.
+const vouchRetry = time.Second
+
+// registration is one of our webhooks as the API server has it: what of it is ours to write.
+type registration struct {
+	resource schema.GroupVersionResource
+	name     string
+	// complete brings what is missing besides caBundle into the webhooks of a registration; nil: nothing is. more says
+	// that it is to be called again soon.
+	complete func(ctx context.Context, hooks []any) (more bool)
+}
+
+// registrations are those of this server.
+func (s *Store) registrations() []registration {
+	of := func(resource string) schema.GroupVersionResource {
+		return schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: resource}
+	}
+	var out []registration
+	if s.config.Roots == nil {
+		return nil
+	}
+	if s.config.Webhook != "" {
+		out = append(out, registration{of("mutatingwebhookconfigurations"), s.config.Webhook, nil})
+	}
+	if s.config.Validator != "" {
+		v := &validator{store: s}
+		out = append(out, registration{of("validatingwebhookconfigurations"), s.config.Validator, v.complete})
+	}
+	return out
+}
 
 // vouch keeps the mesh's roots in the registration of our webhook until ctx ends, so that the API server believes us.
-// Every server does so, not the leader alone: a revision that does not lead has a webhook of its own, and what servers of
+// Every server does so, not the leader alone: a revision that does not lead has webhooks of its own, and what servers of
 // one mesh write is the same.
-func (s *Store) vouch(ctx context.Context) {
-	f := s.clusterWide(registrations, s.config.Webhook)
+func (s *Store) vouch(ctx context.Context, at registration) {
+	f := s.clusterWide(at.resource, at.name)
 	var registered *unstructured.Unstructured
 	told := ""
 	s.tend(ctx, func(n []news) {
@@ -34,16 +64,19 @@ func (s *Store) vouch(ctx context.Context) {
 		for _, item := range n[0].items {
 			registered, _ = item.(*unstructured.Unstructured)
 		}
-		err := f.trouble()
+		more, err := false, f.trouble()
 		if registered != nil && err == nil {
-			err = s.believe(ctx, registered)
+			more, err = s.believe(ctx, at, registered)
+		}
+		if more {
+			time.AfterFunc(vouchRetry, f.notice)
 		}
 		if err == nil {
 			told = ""
 		} else if ctx.Err() == nil && err.Error() != told {
 			told = err.Error()
-			s.log.Log(ctx, slog.LevelWarn, "the API server cannot be told to believe the webhook; pods may be refused",
-				"mutatingwebhookconfiguration", s.config.Webhook, "cause", err)
+			s.log.Log(ctx, slog.LevelWarn, "the API server cannot be told to believe the webhook; pods or configuration may be refused",
+				at.resource.Resource, at.name, "cause", err)
 		}
 	}, f)
 }
@@ -66,37 +99,39 @@ func (s *Store) clusterWide(resource schema.GroupVersionResource, name string) *
 	}
 }
 
-// believe writes the roots into a registration where they differ. A registration that has changed meanwhile comes anew.
-func (s *Store) believe(ctx context.Context, registered *unstructured.Unstructured) error {
+// believe writes the roots, and what else is missing, into a registration where they differ. A registration that has
+// changed meanwhile comes anew.
+func (s *Store) believe(ctx context.Context, at registration, registered *unstructured.Unstructured) (more bool, err error) {
 	roots := bytes.TrimSpace(s.config.Roots())
 	hooks, _, err := unstructured.NestedSlice(registered.Object, "webhooks") // a copy
 	if err != nil || len(roots) == 0 {
-		return err
+		return false, err
 	}
 	text := base64.StdEncoding.EncodeToString(append(roots, '\n'))
-	same := true
 	for _, h := range hooks {
 		hook, _ := h.(map[string]any)
-		client, _ := hook["clientConfig"].(map[string]any)
-		if client != nil && client["caBundle"] != text {
-			client["caBundle"], same = text, false
+		if client, _ := hook["clientConfig"].(map[string]any); client != nil {
+			client["caBundle"] = text
 		}
 	}
-	if same {
-		return nil
+	if at.complete != nil {
+		more = at.complete(ctx, hooks)
+	}
+	if reflect.DeepEqual(hooks, registered.Object["webhooks"]) {
+		return more, nil
 	}
 	if err := s.status.ration.Wait(ctx); err != nil {
-		return err
+		return more, err
 	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"resourceVersion": registered.GetResourceVersion()}, "webhooks": hooks,
 	})
 	if err != nil {
-		return err
+		return more, err
 	}
-	_, err = s.api.dynamic.Resource(registrations).Patch(ctx, registered.GetName(), types.MergePatchType, patch, metav1.PatchOptions{FieldManager: userAgent})
+	_, err = s.api.dynamic.Resource(at.resource).Patch(ctx, registered.GetName(), types.MergePatchType, patch, metav1.PatchOptions{FieldManager: userAgent})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		return nil
+		return more, nil
 	}
-	return err
+	return more, err
 }

@@ -33,11 +33,15 @@ func TestStatus(t *testing.T) {
 	s.apply("apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: f}\nspec: {}\n")
 	r := follow(t, s)
 	r.await("it is accepted", func() bool { return s.acceptance("DestinationRule", "default/a")["status"] == "True" })
-	r.await("what is not supported says so", func() bool {
-		c := s.acceptance("EnvoyFilter", "default/f")
-		message, _ := c["message"].(string)
-		return c["status"] == "False" && strings.Contains(message, "not supported")
-	})
+	s.apply("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: j}\nspec: {}\n")
+	for kind, want := range map[string][2]string{"EnvoyFilter/f": {"True", "has no effect"}, "RequestAuthentication/j": {"False", "not supported"}} {
+		kind, name, _ := strings.Cut(kind, "/")
+		r.await("what is not acted on says so: "+kind, func() bool {
+			c := s.acceptance(kind, "default/"+name)
+			message, _ := c["message"].(string)
+			return c["status"] == want[0] && strings.Contains(message, want[1])
+		})
+	}
 	// The host has no service, which the analysis finds.
 	r.await("a finding", func() bool {
 		status, _ := s.get("DestinationRule", "default/a")["status"].(object)
