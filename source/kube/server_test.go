@@ -54,7 +54,7 @@ var installed = map[string]string{
 	"Service": "/services", "Pod": "/pods", "Node": "/nodes", "Namespace": "/namespaces", "ConfigMap": "/configmaps", "Secret": "/secrets",
 	"EndpointSlice": "discovery.k8s.io/endpointslices", "CustomResourceDefinition": "apiextensions.k8s.io/customresourcedefinitions",
 	"Lease": "coordination.k8s.io/leases", "MutatingWebhookConfiguration": "admissionregistration.k8s.io/mutatingwebhookconfigurations",
-	"ClusterTrustBundle": "certificates.k8s.io/clustertrustbundles",
+	"ClusterTrustBundle":             "certificates.k8s.io/clustertrustbundles",
 	"ValidatingWebhookConfiguration": "admissionregistration.k8s.io/validatingwebhookconfigurations",
 }
 
