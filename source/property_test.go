@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -180,5 +181,44 @@ func TestOnlyWhatDiffers(t *testing.T) {
 	}
 	if got := s.Delete(api.Ref{Kind: api.KindService, Namespace: "default", Name: "a"}); len(got) != 1 || got[0].Object != nil {
 		t.Errorf("delete: %v", got)
+	}
+}
+
+// TestAllocationsAgree: servers of one mesh give a host the same address, whether they were there when its object was made
+// or have read all objects at once, also where two hosts would have the same one.
+func TestAllocationsAgree(t *testing.T) {
+	twins := func() (a, b string) {
+		seen := map[netip.Addr]string{}
+		for i := 0; ; i++ {
+			host := fmt.Sprintf("h%06d.example.com", i)
+			list, err := NewAllocator().Addresses("ns", host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if other, ok := seen[list[0]]; ok {
+				return other, host
+			}
+			seen[list[0]] = host
+		}
+	}
+	a, b := twins()
+	entry := func(host string, created int64) *api.Object {
+		o := decode(t, "x.yaml", "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: "+strings.TrimSuffix(host, ".example.com")+
+			", namespace: ns}\nspec: {hosts: ["+host+"], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]}\n")[0]
+		o.Created = created
+		return o
+	}
+	older, younger := entry(b, 1), entry(a, 2) // by name the younger one goes first
+	address := func(s *Set, host string) netip.Prefix {
+		return s.winner(mesh.Ref{Kind: mesh.KindService, Namespace: "ns", Name: host}).(*mesh.Service).Addresses[0]
+	}
+	grown, read := New(Config{}), New(Config{})
+	grown.Upsert(older)
+	grown.Upsert(younger)
+	read.Upsert(younger, older)
+	for _, host := range []string{a, b} {
+		if x, y := address(grown, host), address(read, host); x != y {
+			t.Errorf("%s is %v to one server and %v to another", host, x, y)
+		}
 	}
 }

@@ -124,8 +124,11 @@ func (s *Set) Apply(upsert []*api.Object, remove []api.Ref) []mesh.Change {
 	if s.reconfigure() {
 		todo = s.Objects()
 	}
-	// Addresses go by name, so that a set read at once gets the same whatever its order.
-	todo = slices.SortedFunc(slices.Values(todo), func(a, b *api.Object) int { return compareRefs(a.Ref, b.Ref) })
+	// Addresses go by age and name, so that a set that is read at once gets the same whatever its order, and the same as
+	// one that has seen it grow: all servers of a mesh must name one host by an address.
+	todo = slices.SortedFunc(slices.Values(todo), func(a, b *api.Object) int {
+		return cmp.Or(cmp.Compare(a.Created, b.Created), compareRefs(a.Ref, b.Ref))
+	})
 	for _, o := range todo {
 		s.drop(o.Ref, before)
 		s.add(o, before)
