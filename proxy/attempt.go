@@ -93,6 +93,9 @@ func (a *attempt) failed(why telemetry.Reason, err error) {
 		x.answer(why, why.Status(), why.Doc())
 		return
 	}
+	if why == telemetry.ConnectRefused && x.refuse(why) {
+		return
+	}
 	x.again(ep, onNoConnection, why)
 }
 
@@ -221,6 +224,9 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 	}
 	if again && x.resends < resendsMax && x.canResend() {
 		x.resends++
+		if ep != nil {
+			x.tried = append(x.tried, ep) // another one, if there is any
+		}
 		x.attempt()
 		return
 	}
@@ -244,6 +250,8 @@ func (a *attempt) connectionEnded(why stream.Abort, err error) bool {
 func (a *attempt) abortReason(why stream.Abort) telemetry.Reason {
 	h2 := a.conn != nil && a.conn.h2 != nil && a.conn.mux == nil
 	switch {
+	case why == stream.AbortRefused && a.conn != nil && a.conn.h2 != nil && !a.headed:
+		return telemetry.UpstreamRefusedStream
 	case why == stream.AbortProtocol || why == stream.AbortTooLarge:
 		return telemetry.UpstreamProtocolError
 	case why == stream.AbortTimeout:
@@ -252,8 +260,6 @@ func (a *attempt) abortReason(why stream.Abort) telemetry.Reason {
 		return telemetry.UpstreamCut
 	case !h2 || why == stream.AbortClosed:
 		return telemetry.UpstreamClosed
-	case why == stream.AbortRefused:
-		return telemetry.UpstreamRefusedStream
 	}
 	return telemetry.UpstreamReset
 }

@@ -548,6 +548,20 @@ func (x *exchange) finishReset() {
 	x.finish()
 }
 
+// refuse has the proxy of a client in the mesh ask another endpoint, where the application here takes no connections: as a
+// rule it is about to end, and not everybody knows yet. Of the request nothing was done, which HTTP/2 can say (RFC 9113
+// section 8.7), and proxies send it again then, whatever its method (Istio's default retries: refused-stream).
+func (x *exchange) refuse(why telemetry.Reason) bool {
+	if x.d.h2 == nil || !x.d.s.meshed || x.d.s.listener.Plan.Direction != plan.Inbound || !x.canResend() {
+		return false
+	}
+	x.rec.fail(why)
+	x.rec.status = why.Status()
+	x.down.Reset(stream.AbortRefused)
+	x.finish()
+	return true
+}
+
 // finish records the exchange and gives it back. The codec calls it no more.
 func (x *exchange) finish() {
 	if x.over {

@@ -144,8 +144,7 @@ func (r *rig) weighed(host string) {
 // mirrored: the old version answers all, the new one sees a copy of each.
 func (r *rig) mirrored(host string) {
 	r.Helper()
-	label := []string{`reporter="destination"`, `destination_service_name="web"`}
-	copied := func() float64 { return r.requests("shop", "app=web,version=green", label...) }
+	copied := func() float64 { return r.requests("shop", "app=web,version=green", `reporter="destination"`) }
 	// Once a copy comes, the rule is in force.
 	before := copied()
 	r.Await("a copy of a request to "+host+" comes", func() string {
