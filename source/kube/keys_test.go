@@ -135,6 +135,42 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// TestKeysAreNoCredentials: a Gateway that names the authority's Secrets gets others only.
+func TestKeysAreNoCredentials(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	for _, name := range []string{"own", PluggedSecret, "web"} {
+		s.apply(secretText(name, name))
+	}
+	s.apply("apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: " + api.RootNamespace + "}\nspec: {selector: {istio: edge}, servers: [" +
+		"{port: {number: 1, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: own}}," +
+		"{port: {number: 2, name: b, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: cacerts}}," +
+		"{port: {number: 3, name: c, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: web}}]}\n")
+	store, err := Open(Config{
+		Cluster: s.cluster(), Keys: "own", UseKeys: func(Keys) error { return nil },
+		RotateKeys: func(files map[string][]byte, d time.Duration, since time.Time) (map[string][]byte, time.Duration, time.Time, error) {
+			return files, d, since, nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, server: s, Store: store}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	r.await("the credential", func() bool { return len(r.List(api.KindSecret, api.RootNamespace, "web")) == 1 })
+	if all := r.List(api.KindSecret, "", ""); len(all) != 1 {
+		t.Errorf("%d Secrets were read, with the authority's keys", len(all))
+	}
+}
+
 // lockedWriter writes under a lock that somebody else holds to read.
 type lockedWriter struct {
 	mu *sync.Mutex

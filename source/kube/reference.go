@@ -146,6 +146,13 @@ func (s *Store) refer(start func(*feed)) {
 	}
 	r.changed = false
 	wanted := r.wanted()
+	for _, name := range []string{PluggedSecret, s.config.Keys} {
+		// Who may write a Gateway could have any proxy of this namespace given the authority's key otherwise.
+		if k := (key{Namespace: ownNamespace(), Name: name}); s.config.Keys != "" && wanted[k] {
+			s.log.Error("a Gateway or DestinationRule names the Secret of the authority's keys, which no proxy gets; name another", "secret", k.String())
+			delete(wanted, k)
+		}
+	}
 	for k, f := range r.feeds {
 		if !wanted[k] {
 			f.end()
