@@ -188,6 +188,11 @@ func (a *asking) authn() []*mesh.Authn {
 // peerModes is what encryption the asker's workload demands, and which policy says so: on ports with a setting of
 // their own, and on all others (port 0).
 func (a *asking) peerModes() map[uint16]peerMode {
+	for _, p := range slices.Concat(a.Authn(a.config.RootNamespace), a.Authn(a.namespace)) {
+		if p.Unreadable && (p.Selector == nil || a.labels().Match(p.Selector)) { // doubt denies
+			return map[uint16]peerMode{0: {plan.TLSStrict, origin(p.Origin, 0)}}
+		}
+	}
 	rest := peerMode{mode: plan.TLSPermissive}
 	out := map[uint16]peerMode{}
 	for _, p := range a.authn() {

@@ -24,3 +24,32 @@ func TestUnreadableConditionDenies(t *testing.T) {
 		}
 	}
 }
+
+// TestUnreadablePeerAuthenticationDemandsMutualTLS: what it may have said counts more than what others say.
+func TestUnreadablePeerAuthenticationDemandsMutualTLS(t *testing.T) {
+	for name, tt := range map[string]struct {
+		namespace string
+		selector  mesh.Labels
+		strict    bool
+	}{
+		"its own workload":         {"default", mesh.Labels{"app": "a"}, true},
+		"its own namespace":        {"default", nil, true},
+		"the mesh":                 {"istio-system", nil, true},
+		"another workload":         {"default", mesh.Labels{"app": "b"}, false},
+		"another namespace's":      {"other", nil, false},
+		"a workload of the mesh's": {"istio-system", mesh.Labels{"app": "a"}, true},
+	} {
+		b := mesh.NewBuilder()
+		closed := &mesh.Authn{Namespace: tt.namespace, Name: "closed", Selector: tt.selector, Mode: mesh.MTLSStrict, Unreadable: true}
+		open := &mesh.Authn{
+			Namespace: "default", Name: "open", Selector: mesh.Labels{"app": "a"}, Mode: mesh.MTLSDisable,
+			Ports: map[uint16]mesh.MTLSMode{8080: mesh.MTLSPermissive},
+		}
+		snap, _ := b.Apply([]mesh.Change{{Ref: closed.Ref(), Object: closed}, {Ref: open.Ref(), Object: open}})
+		a := newAsking(mesh.NewView(snap), &Asker{Namespace: "default", Workload: "w", Labels: mesh.Labels{"app": "a"}})
+		modes := a.peerModes()
+		if got := len(modes) == 1 && modes[0].mode == plan.TLSStrict; got != tt.strict {
+			t.Errorf("%s: %v", name, modes)
+		}
+	}
+}

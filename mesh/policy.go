@@ -9,6 +9,8 @@ type Authn struct {
 	Selector        Labels // nil: the whole namespace, or the mesh in the root namespace
 	Mode            MTLSMode
 	Ports           map[uint16]MTLSMode
+	// Unreadable: the policy has faults. It demands mutual TLS on every port, whatever other policies say.
+	Unreadable bool
 }
 
 // Ref names the policy.

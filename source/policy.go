@@ -117,6 +117,22 @@ func authz(o *api.Object, p *security.AuthorizationPolicy) *mesh.Authz {
 	return out
 }
 
+// closed is what is in force of a policy that cannot be read: mutual TLS is demanded, or every request denied.
+func closed(o *api.Object, u *api.Unreadable) mesh.Object {
+	name := o.Name
+	switch o.Kind {
+	case api.KindPeerAuthentication:
+		return &mesh.Authn{
+			Origin: origin(o), Namespace: o.Namespace, Name: o.Name, Selector: selector(u.Selector), Mode: mesh.MTLSStrict, Unreadable: true,
+		}
+	case api.KindRequestAuthentication:
+		name = o.Kind + " " + name // an AuthorizationPolicy may have the same one
+	}
+	return &mesh.Authz{
+		Origin: origin(o), Namespace: o.Namespace, Name: name, Selector: selector(u.Selector), Action: "DENY", Rules: []mesh.AuthzRule{{}},
+	}
+}
+
 func caller(namespace string, s *security.Source) mesh.AuthzSource {
 	accounts := func(list []string) []string {
 		var out []string

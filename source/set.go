@@ -74,6 +74,9 @@ func (s *Set) Len() int { return len(s.objects) }
 // Object returns what is in the picture under a name; nil if nothing is.
 func (s *Set) Object(ref mesh.Ref) mesh.Object { return s.winner(ref) }
 
+// Written returns the object of that name; nil if there is none.
+func (s *Set) Written(ref api.Ref) *api.Object { return s.objects[ref] }
+
 // Objects lists the current objects by kind, namespace and name.
 func (s *Set) Objects() []*api.Object {
 	out := make([]*api.Object, 0, len(s.objects))

@@ -39,6 +39,8 @@ func (s *Set) translate(o *api.Object) []mesh.Object {
 		return []mesh.Object{authn(o, spec)}
 	case *security.AuthorizationPolicy:
 		return []mesh.Object{authz(o, spec)}
+	case *api.Unreadable:
+		return []mesh.Object{closed(o, spec)}
 	case *telemetry.Telemetry:
 		if spec.TargetRef != nil || len(spec.TargetRefs) > 0 {
 			return nil

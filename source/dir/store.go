@@ -105,6 +105,9 @@ func Open(c Config) (*Store, error) {
 	if len(s.status.Faults) > 0 && old != nil {
 		s.fallBack(old)
 	}
+	if !s.applied {
+		s.shut(s.status.Faults[0])
+	}
 	return s, nil
 }
 
@@ -125,6 +128,18 @@ func (s *Store) fallBack(old []saved) {
 	s.status.Faults, s.status.Restored = faults, true
 }
 
+// shut denies every request in the mesh as long as nothing is in force, as it is not known what the folder allows.
+func (s *Store) shut(why api.Fault) {
+	changes := s.set.Replace([]*api.Object{{
+		Ref:  api.Ref{Kind: api.KindAuthorizationPolicy, Namespace: api.RootNamespace, Name: "configuration-refused"},
+		File: why.File, Line: why.Line, Spec: &api.Unreadable{},
+	}})
+	s.log.Error("nothing is in force, and every request in the mesh is denied until the folder is good", "folder", s.config.Dir)
+	if s.config.Apply != nil {
+		s.config.Apply(changes, nil)
+	}
+}
+
 // Status tells how the folder stands: with faults, it is refused as it is now.
 func (s *Store) Status() source.Status {
 	s.mu.Lock()
@@ -140,7 +155,8 @@ func (s *Store) List(kind, namespace, name string) []*api.Object {
 	defer s.mu.Unlock()
 	fits := func(want, is string) bool { return want == "" || strings.EqualFold(want, is) }
 	return slices.DeleteFunc(s.set.Objects(), func(o *api.Object) bool {
-		return !fits(kind, o.Kind) || !fits(namespace, o.Namespace) || !fits(name, o.Name)
+		_, closed := o.Spec.(*api.Unreadable)
+		return closed || !fits(kind, o.Kind) || !fits(namespace, o.Namespace) || !fits(name, o.Name)
 	})
 }
 

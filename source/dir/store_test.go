@@ -455,3 +455,26 @@ func TestNoFolder(t *testing.T) {
 		t.Errorf("the folder was made: %v", err)
 	}
 }
+
+// TestRefusedAtTheStart: of a folder that is refused and has no last good copy nothing is in force but that all is denied.
+func TestRefusedAtTheStart(t *testing.T) {
+	dir := t.TempDir()
+	put(t, service("a"), dir, "a.yaml")
+	put(t, "kind: Nonsense\n", dir, "b.yaml")
+	b := open(t, dir, "")
+	changes := receive(t, b.changes, "change")
+	p, _ := changes[0].Object.(*mesh.Authz)
+	if len(changes) != 1 || p == nil || p.Action != "DENY" || len(p.Rules) != 1 || p.Selector != nil || p.Namespace != api.RootNamespace || !strings.HasSuffix(p.File, "b.yaml") {
+		t.Errorf("in force is %+v", changes)
+	}
+	if list := b.List("", "", ""); len(list) > 0 || len(b.Status().Faults) == 0 {
+		t.Errorf("objects %v, status %+v", list, b.Status())
+	}
+	if err := os.Remove(filepath.Join(dir, "b.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	b.Reload()
+	if got := b.next(t); got != "+a -configuration-refused" {
+		t.Errorf("once it is good it changes %q", got)
+	}
+}

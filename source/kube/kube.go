@@ -265,7 +265,8 @@ func (s *Store) List(kind, namespace, name string) []*api.Object {
 	defer s.mu.Unlock()
 	fits := func(want, is string) bool { return want == "" || strings.EqualFold(want, is) }
 	return slices.DeleteFunc(s.picture.set.Objects(), func(o *api.Object) bool {
-		return !fits(kind, o.Kind) || !fits(namespace, o.Namespace) || !fits(name, o.Name)
+		_, closed := o.Spec.(*api.Unreadable)
+		return closed || !fits(kind, o.Kind) || !fits(namespace, o.Namespace) || !fits(name, o.Name)
 	})
 }
 

@@ -3,6 +3,7 @@ package kube
 import (
 	"cmp"
 	"encoding/json"
+	"slices"
 
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -14,6 +15,7 @@ import (
 // stored is an object of the configuration as the API server has it.
 type stored struct {
 	object           *api.Object // nil: it is refused
+	closed           *api.Object // what is in force of a policy that is refused while there is no last good version
 	faults, warnings []api.Fault
 	// standing is what its status says so far; nil for kinds that have none.
 	standing *standing
@@ -34,6 +36,9 @@ func written(o runtime.Object) any {
 		out.faults = []api.Fault{{Message: err.Error()}}
 	} else {
 		out.read(raw)
+	}
+	if len(out.faults) > 0 {
+		out.closed = closed(u, out.faults)
 	}
 	for i := range out.faults {
 		out.faults[i].Object = cmp.Or(out.faults[i].Object, api.Ref{Kind: u.GetKind(), Namespace: u.GetNamespace(), Name: u.GetName()}.String())
@@ -86,16 +91,31 @@ func objectsRead(kind string) func(*turn, map[key]any, bool) {
 				continue
 			}
 			known[k] = struct{}{}
-			note(t.refused, ref, x.faults)
-			note(t.warned, ref, x.warnings)
-			if x.object != nil {
+			faults := x.faults
+			switch {
+			case x.object != nil:
 				t.upsert = append(t.upsert, x.object)
+			case x.closed != nil && t.isClosed(ref):
+				t.upsert = append(t.upsert, x.closed)
+				faults = append(slices.Clone(faults), shut(x.closed))
 			}
+			note(t.refused, ref, faults)
+			note(t.warned, ref, x.warnings)
 			if x.standing != nil {
-				t.status.read(ref, x.standing, x.faults)
+				t.status.read(ref, x.standing, faults)
 			}
 		}
 	}
+}
+
+// isClosed reports whether there is no good version of an object.
+func (t *turn) isClosed(ref api.Ref) bool {
+	o := t.set.Written(ref)
+	if o == nil {
+		return true
+	}
+	_, closed := o.Spec.(*api.Unreadable)
+	return closed
 }
 
 func (t *turn) forget(ref api.Ref) {
