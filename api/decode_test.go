@@ -87,6 +87,11 @@ var spare = map[string]string{
 	KindTrafficExtension:    "{lua: {inlineCode: a()}}",
 	KindEnvoyFilter:         "{configPatches: [{applyTo: CLUSTER, patch: {operation: MERGE, value: {a: [1, b]}}}]}",
 	KindSidecar:             "{egress: [{hosts: ['./*', 'shop/*.a.b']}]}",
+	KindGatewayClass:        "{controllerName: lateen.dev/gateway-controller}",
+	KindListenedGateway:     "{gatewayClassName: lateen, listeners: [{name: http, port: 80, protocol: HTTP}]}",
+	KindHTTPRoute:           "{rules: [{backendRefs: [{name: web, port: 80}]}]}",
+	KindGRPCRoute:           "{rules: [{matches: [{method: {service: a.B}}]}]}",
+	KindReferenceGrant:      "{from: [{group: '', kind: HTTPRoute, namespace: a}], to: [{group: '', kind: Service}]}",
 	KindService:             "{ports: [{port: 80, targetPort: web}], clusterIP: None}",
 }
 
@@ -99,9 +104,10 @@ func TestServedVersions(t *testing.T) {
 			if k.group == "" {
 				apiVersion = version
 			}
-			text := "apiVersion: " + apiVersion + "\nkind: " + name + "\nmetadata: {name: istio, namespace: istio-system}\n"
+			kind, _, _ := strings.Cut(name, ".")
+			text := "apiVersion: " + apiVersion + "\nkind: " + kind + "\nmetadata: {name: istio, namespace: istio-system}\n"
 			if k.cluster {
-				text = "apiVersion: v1\nkind: " + name + "\nmetadata: {name: a}\n"
+				text = "apiVersion: " + apiVersion + "\nkind: " + kind + "\nmetadata: {name: a}\n"
 			}
 			if spec := spare[name]; spec != "" {
 				text += "spec: " + spec + "\n"
@@ -115,8 +121,8 @@ func TestServedVersions(t *testing.T) {
 			roundTrip(t, r.Objects[0])
 		}
 	}
-	if read != 36 {
-		t.Errorf("read %d kinds and versions, want 36", read)
+	if read != 45 {
+		t.Errorf("read %d kinds and versions, want 45", read)
 	}
 }
 

@@ -24,9 +24,6 @@ func validateListeners(c *check) {
 	for i, a := range g.Spec.Addresses {
 		c.gatewayAddress(in("spec.addresses", i), a, g.Spec.Addresses[:i])
 	}
-	if g.Spec.TLS != nil {
-		c.fault("spec.tls", "certificates of clients are not verified by listeners yet, and ignoring this would let anybody in; remove it")
-	}
 	if s := g.Spec.DefaultScope; s != "" && s != gateway.GatewayDefaultScopeNone {
 		c.warn("spec.defaultScope", "is accepted but not acted on yet; it has no effect")
 	}

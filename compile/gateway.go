@@ -31,7 +31,7 @@ func (g gatewayServer) redirects() bool { return g.server.TLS != nil && g.server
 // servers lists the servers on a port, of the oldest gateway first.
 func (a *asking) servers(port uint16) []gatewayServer {
 	var out []gatewayServer
-	for _, g := range a.Gateways(a.labels()) {
+	for _, g := range a.Gateways(a.namespace, a.labels()) {
 		for i := range g.Servers {
 			if g.Servers[i].Port == port {
 				out = append(out, gatewayServer{g, &g.Servers[i], i})
@@ -44,7 +44,7 @@ func (a *asking) servers(port uint16) []gatewayServer {
 // gatewayListeners lists the ports that the asker has to open.
 func (a *asking) gatewayListeners() []string {
 	var names []string
-	for _, g := range a.Gateways(a.labels()) {
+	for _, g := range a.Gateways(a.namespace, a.labels()) {
 		for i := range g.Servers {
 			names = append(names, plan.ListenerGateway+strconv.Itoa(int(g.Servers[i].Port)))
 		}
@@ -155,6 +155,9 @@ func (a *asking) tlsChains(s gatewayServer, policy *plan.Authz) []plan.Chain {
 	}
 	if t.Credential != "" && t.Mode != "ISTIO_MUTUAL" {
 		c.TLS.Secret = secretPrefix + a.namespace + "/" + t.Credential
+		if strings.HasPrefix(t.Credential, mesh.SecretAnywhere) {
+			c.TLS.Secret = t.Credential
+		}
 	}
 	switch t.Mode {
 	case "PASSTHROUGH", "":
@@ -269,9 +272,10 @@ func (a *asking) gatewayRoute(name, rest string) *plan.Route {
 	if err != nil {
 		return nil
 	}
-	hosts := gatewayHosts{port: uint16(n), byName: map[string]*plan.VirtualHost{}}
+	hosts := gatewayHosts{port: uint16(n), byName: map[string]*gatewayHost{}}
 	found := false
-	for _, s := range a.servers(hosts.port) {
+	all := a.servers(hosts.port)
+	for _, s := range all {
 		if plain := s.server.Protocol.IsHTTP(); one == plain || one && server != s.route() {
 			continue
 		}
@@ -283,13 +287,15 @@ func (a *asking) gatewayRoute(name, rest string) *plan.Route {
 			rules := a.rules(r, s.name(), hosts.port)
 			for _, h := range r.Hosts {
 				for _, both := range a.bound(s, r, h) {
-					hosts.add(both, rules, s.redirects())
+					if !s.yields(all, both) {
+						hosts.add(both, rules, s.redirects())
+					}
 				}
 			}
 		}
-		if s.redirects() {
+		if s.redirects() || s.gateway.Isolated {
 			for _, h := range s.server.Hosts {
-				hosts.add(h.Host, nil, true) // also where no route leads
+				hosts.add(h.Host, nil, s.redirects()) // also where no route leads
 			}
 		}
 	}
@@ -299,18 +305,41 @@ func (a *asking) gatewayRoute(name, rest string) *plan.Route {
 	return &plan.Route{Name: name, Hosts: hosts.list()}
 }
 
+// yields reports whether requests for a host, which one of the server's routes has, belong to another server of the port
+// whose own host is more specific.
+func (g gatewayServer) yields(all []gatewayServer, host string) bool {
+	if !g.gateway.Isolated {
+		return false
+	}
+	for _, own := range g.server.Hosts {
+		for _, other := range all {
+			for _, h := range other.server.Hosts {
+				if h.Host != own.Host && inside(h.Host, own.Host) && (h.Host == host || inside(host, h.Host)) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
 // gatewayHosts gathers the virtual hosts of a port.
 type gatewayHosts struct {
 	port   uint16
-	byName map[string]*plan.VirtualHost
+	byName map[string]*gatewayHost
+}
+
+type gatewayHost struct {
+	plan.VirtualHost
+	rules []ranked
 }
 
 // add gives a host more rules; those that it has already, through another server, count once. Where one server sends
 // plaintext to https, the host does.
-func (g *gatewayHosts) add(host string, rules []plan.Rule, redirect bool) {
+func (g *gatewayHosts) add(host string, rules []ranked, redirect bool) {
 	v := g.byName[host]
 	if v == nil {
-		v = &plan.VirtualHost{Name: host + ":" + strconv.Itoa(int(g.port)), Domains: []string{host}}
+		v = &gatewayHost{VirtualHost: plan.VirtualHost{Name: host + ":" + strconv.Itoa(int(g.port)), Domains: []string{host}}}
 		if !strings.HasPrefix(host, "*") {
 			v.Domains = append(v.Domains, v.Name)
 		}
@@ -318,8 +347,8 @@ func (g *gatewayHosts) add(host string, rules []plan.Rule, redirect bool) {
 	}
 	v.RequireTLS = v.RequireTLS || redirect
 	for _, rule := range rules {
-		if !slices.ContainsFunc(v.Rules, func(x plan.Rule) bool { return reflect.DeepEqual(x, rule) }) {
-			v.Rules = append(v.Rules, rule)
+		if !slices.ContainsFunc(v.rules, func(x ranked) bool { return reflect.DeepEqual(x, rule) }) {
+			v.rules = append(v.rules, rule)
 		}
 	}
 }
@@ -329,8 +358,9 @@ func (g *gatewayHosts) list() []plan.VirtualHost {
 	var out []plan.VirtualHost
 	for _, h := range slices.Sorted(maps.Keys(g.byName)) {
 		v := g.byName[h]
+		v.Rules = inOrder(v.rules)
 		slices.SortStableFunc(v.Rules, func(x, y plan.Rule) int { return catchAll(&x) - catchAll(&y) })
-		out = append(out, *v)
+		out = append(out, v.VirtualHost)
 	}
 	return out
 }

@@ -43,6 +43,12 @@ func (a *asking) secret(name string) *plan.Secret {
 	if a.role != Gateway {
 		return nil
 	}
+	if strings.HasPrefix(name, mesh.SecretAnywhere) {
+		return a.granted(name)
+	}
+	if a.labels()[labelGateway] != "" {
+		return nil // it gets what its Gateway names, and not whatever is in its namespace
+	}
 	rest, ok := strings.CutPrefix(name, secretPrefix)
 	if !ok {
 		return nil
@@ -62,6 +68,25 @@ func (a *asking) secret(name string) *plan.Secret {
 		}
 	}
 	return &plan.Secret{Name: name, Chain: s.Chain, Key: s.Key, Roots: roots}
+}
+
+// labelGateway names the Gateway of the Gateway API that a workload serves.
+const labelGateway = "gateway.networking.k8s.io/gateway-name"
+
+// granted is a secret of any namespace that a listener of the asker's names; source has seen to it that it may.
+func (a *asking) granted(name string) *plan.Secret {
+	for _, g := range a.Gateways(a.namespace, a.labels()) {
+		for i := range g.Servers {
+			if t := g.Servers[i].TLS; t == nil || t.Credential != name {
+				continue
+			}
+			namespace, short, _ := strings.Cut(strings.TrimPrefix(name, mesh.SecretAnywhere), "/")
+			if s := a.Secret(namespace, short); s != nil {
+				return &plan.Secret{Name: name, Chain: s.Chain, Key: s.Key}
+			}
+		}
+	}
+	return nil
 }
 
 const (

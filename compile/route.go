@@ -32,7 +32,7 @@ func (a *asking) route(name string) *plan.Route {
 	if s != nil && !strings.HasPrefix(s.Host, "*") {
 		names = []string{s.Host}
 	}
-	r := a.meshRoute(names)
+	routes := a.meshRoutes(names, s, port)
 	if s != nil {
 		if _, ok := s.Port(port); !ok {
 			s = nil
@@ -46,8 +46,12 @@ func (a *asking) route(name string) *plan.Route {
 		}
 	}
 	switch {
-	case r != nil:
-		h.Rules = a.rules(r, mesh.GatewayMesh, port)
+	case len(routes) > 0:
+		var rules []ranked
+		for _, r := range routes {
+			rules = append(rules, a.rules(r, mesh.GatewayMesh, port)...)
+		}
+		h.Rules = inOrder(rules)
 	case s != nil:
 		h.Rules = []plan.Rule{a.defaultRule(s, port)}
 	}
@@ -57,13 +61,32 @@ func (a *asking) route(name string) *plan.Route {
 	return &plan.Route{Name: name, Hosts: []plan.VirtualHost{h}}
 }
 
-// meshRoute finds the route with HTTP rules for a host, by any of its names. In the mesh the oldest counts alone.
-func (a *asking) meshRoute(names []string) *mesh.Route {
+// meshRoutes finds the routes with HTTP rules for a host, by any of its names. In the mesh the oldest counts alone; but
+// those of the Gateway API go before it and count together: those of the asker's namespace, which are for it only, or
+// else those of the service's own.
+func (a *asking) meshRoutes(names []string, s *mesh.Service, port uint16) []*mesh.Route {
 	for _, h := range names {
+		var oldest *mesh.Route
+		var own, all []*mesh.Route
 		for _, r := range a.Routes(a.namespace, mesh.GatewayMesh, h) {
-			if len(r.HTTP) > 0 {
-				return r
+			switch {
+			case len(r.HTTP) == 0 || r.Port != 0 && r.Port != port:
+			case !r.Ranked && oldest == nil:
+				oldest = r
+			case !r.Ranked:
+			case s != nil && r.Namespace != s.Namespace:
+				own = append(own, r)
+			default:
+				all = append(all, r)
 			}
+		}
+		switch {
+		case len(own) > 0:
+			return own
+		case len(all) > 0:
+			return all
+		case oldest != nil:
+			return []*mesh.Route{oldest}
 		}
 	}
 	return nil
@@ -127,8 +150,8 @@ func (a *asking) defaultRule(s *mesh.Service, port uint16) plan.Rule {
 }
 
 // rules compiles the HTTP rules of a route for one gateway (or the mesh) and port.
-func (a *asking) rules(r *mesh.Route, gateway string, port uint16) []plan.Rule {
-	var out []plan.Rule
+func (a *asking) rules(r *mesh.Route, gateway string, port uint16) []ranked {
+	var out []ranked
 	for i := range r.HTTP {
 		rule := &r.HTTP[i]
 		if rule.Delegate != "" {
@@ -141,13 +164,13 @@ func (a *asking) rules(r *mesh.Route, gateway string, port uint16) []plan.Rule {
 }
 
 // delegated compiles the rules of the route that a rule delegates to; it delegates no further.
-func (a *asking) delegated(r *mesh.Route, root *mesh.HTTPRule, gateway string, port uint16) []plan.Rule {
+func (a *asking) delegated(r *mesh.Route, root *mesh.HTTPRule, gateway string, port uint16) []ranked {
 	namespace, name, _ := strings.Cut(root.Delegate, "/")
 	d := a.Route(namespace, name)
 	if d == nil {
 		return nil
 	}
-	var out []plan.Rule
+	var out []ranked
 	for i := range d.HTTP {
 		if rule := &d.HTTP[i]; rule.Delegate == "" {
 			// The delegate itself is bound to no gateway: the root's count.
@@ -159,8 +182,9 @@ func (a *asking) delegated(r *mesh.Route, root *mesh.HTTPRule, gateway string, p
 	return out
 }
 
-// rule compiles one HTTP rule: one plan.Rule for each of its matches that is for this asker.
-func (a *asking) rule(r *mesh.Route, rule, root *mesh.HTTPRule, gateway string, port uint16) []plan.Rule {
+// rule compiles one HTTP rule: one plan.Rule for each of its matches that is for this asker, or two for a match of path
+// segments.
+func (a *asking) rule(r *mesh.Route, rule, root *mesh.HTTPRule, gateway string, port uint16) []ranked {
 	roots := []mesh.HTTPMatch{{}}
 	if root != nil && len(root.Matches) > 0 {
 		roots = root.Matches
@@ -169,7 +193,7 @@ func (a *asking) rule(r *mesh.Route, rule, root *mesh.HTTPRule, gateway string, 
 	if len(matches) == 0 {
 		matches = []mesh.HTTPMatch{{}}
 	}
-	var out []plan.Rule
+	var out []ranked
 	for _, rm := range roots {
 		for _, m := range matches {
 			both, ok := narrow(rm, m)
@@ -177,9 +201,15 @@ func (a *asking) rule(r *mesh.Route, rule, root *mesh.HTTPRule, gateway string, 
 				!a.applies(both.Gateways, r.Gateways, gateway, both.SourceLabels, both.SourceNamespace) {
 				continue
 			}
-			p := a.action(r, rule, both, port)
-			p.Match = requestMatch(both)
-			out = append(out, p)
+			at := rank{}
+			if r.Ranked {
+				at = rankOf(both)
+			}
+			for _, part := range segments(both) {
+				p := a.action(r, rule, part, port)
+				p.Match = requestMatch(part.HTTPMatch)
+				out = append(out, ranked{p, at})
+			}
 		}
 	}
 	return out
@@ -234,7 +264,7 @@ func narrowText(root, m mesh.StringMatch) (mesh.StringMatch, bool) {
 }
 
 // action is what a rule does, without its match.
-func (a *asking) action(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch, port uint16) plan.Rule {
+func (a *asking) action(r *mesh.Route, rule *mesh.HTTPRule, m part, port uint16) plan.Rule {
 	p := plan.Rule{
 		Name: rule.Name, Origin: origin(r.Origin, rule.Line), Timeout: rule.Timeout, Retry: a.retry(rule.Retry),
 		Request: headerEdits(rule.Headers.Request), Response: headerEdits(rule.Headers.Response),
@@ -244,22 +274,20 @@ func (a *asking) action(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch, po
 	}
 	switch {
 	case rule.Redirect != nil:
-		p.Redirect, p.Retry = redirect(rule.Redirect, m), nil
+		p.Redirect, p.Retry = redirect(rule.Redirect, m, port), nil
 	case rule.Direct != nil:
 		p.Direct, p.Retry = &plan.DirectResponse{Code: rule.Direct.Status, Body: rule.Direct.Body}, nil
 	default:
 		p.Clusters = a.destinations(rule.Routes, port)
 		a.hashed(&p)
-		p.Operation = a.operation(r, rule, m, port)
+		p.Operation = a.operation(r, rule, m.HTTPMatch, port)
 	}
-	if w := rule.Rewrite; w != nil {
-		p.Rewrite = &plan.Rewrite{Path: w.URI, Authority: w.Authority, Regex: w.Regex, Substitution: w.Substitution}
-		if m.URI.Kind == mesh.MatchPrefix && w.URI != "" {
-			p.Rewrite.Prefix = m.URI.Value
-		} else if m.URI.Kind == mesh.MatchNone && w.URI != "" {
-			p.Rewrite.Prefix = "/"
-		}
+	if t := rule.TryTimeout; t != 0 && p.Retry != nil {
+		p.Retry.PerTryTimeout = t
+	} else if t != 0 && (p.Timeout == 0 || t < p.Timeout) {
+		p.Timeout = t
 	}
+	p.Rewrite = rewrite(rule.Rewrite, m)
 	p.Fault = fault(rule.Fault)
 	for _, x := range rule.Mirrors {
 		p.Mirrors = append(p.Mirrors, plan.Mirror{Cluster: a.clusterOf(x.Destination, port), Percent: x.Percent})
@@ -268,9 +296,26 @@ func (a *asking) action(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch, po
 	return p
 }
 
+func rewrite(w *mesh.Rewrite, m part) *plan.Rewrite {
+	if w == nil {
+		return nil
+	}
+	out := &plan.Rewrite{Path: w.URI, Authority: w.Authority, Regex: w.Regex, Substitution: w.Substitution}
+	switch {
+	case w.URI == "" || w.Whole:
+	case m.segments:
+		out.Prefix, out.Path = m.replace(w.URI)
+	case m.URI.Kind == mesh.MatchPrefix:
+		out.Prefix = m.URI.Value
+	case m.URI.Kind == mesh.MatchNone:
+		out.Prefix = "/"
+	}
+	return out
+}
+
 // operation names the client spans of a rule: by its one destination, or by the route, and by the path.
 func (a *asking) operation(r *mesh.Route, rule *mesh.HTTPRule, m mesh.HTTPMatch, port uint16) string {
-	name := r.Name
+	name := r.Origin.Name
 	if len(rule.Routes) == 1 {
 		name, port = rule.Routes[0].Host, a.destinationPort(rule.Routes[0], port)
 	}
@@ -292,8 +337,12 @@ func (a *asking) destinations(list []mesh.Destination, port uint16) []plan.Weigh
 		if d.Weight == 0 && len(list) > 1 {
 			continue
 		}
+		cluster := plan.ClusterInvalid
+		if !d.Invalid {
+			cluster = a.clusterOf(d, port)
+		}
 		out = append(out, plan.WeightedCluster{
-			Cluster: a.clusterOf(d, port), Weight: d.Weight,
+			Cluster: cluster, Weight: d.Weight,
 			Request: headerEdits(d.Headers.Request), Response: headerEdits(d.Headers.Response),
 		})
 	}
@@ -344,16 +393,24 @@ func headerEdits(e mesh.HeaderEdits) plan.HeaderEdits {
 	return out
 }
 
-func redirect(r *mesh.Redirect, m mesh.HTTPMatch) *plan.Redirect {
+func redirect(r *mesh.Redirect, m part, port uint16) *plan.Redirect {
 	out := &plan.Redirect{
 		Scheme: r.Scheme, Authority: r.Authority, Path: r.URI, Prefix: r.PrefixRewrite, Port: r.Port,
 		PortFromRequest: r.PortFromRequest, Code: r.Code,
 	}
-	if r.PrefixRewrite != "" {
-		out.MatchedPrefix = "/"
-		if m.URI.Kind == mesh.MatchPrefix {
-			out.MatchedPrefix = m.URI.Value
+	if r.PortOfListener {
+		out.Port = port
+	}
+	switch {
+	case r.PrefixRewrite == "":
+	case m.segments:
+		if out.MatchedPrefix, out.Prefix = m.replace(r.PrefixRewrite); out.MatchedPrefix == "" {
+			out.Path, out.Prefix = out.Prefix, ""
 		}
+	case m.URI.Kind == mesh.MatchPrefix:
+		out.MatchedPrefix = m.URI.Value
+	default:
+		out.MatchedPrefix = "/"
 	}
 	if out.Code == 0 {
 		out.Code = 301

@@ -1,11 +1,15 @@
 package mesh
 
-// Gateway is an Istio Gateway: ports opened on the workloads that Selector picks.
+// Gateway is an Istio Gateway, or one listener of a Gateway API's: ports opened on the workloads that Selector picks.
 type Gateway struct {
 	Origin
 	Namespace, Name string
 	Selector        Labels
-	Servers         []Server
+	// Workloads is the namespace of the workloads; empty: any.
+	Workloads string
+	// Isolated: a request belongs to the server with the most specific host for it, and to no other one's routes.
+	Isolated bool
+	Servers  []Server
 }
 
 // Ref names the gateway.
@@ -28,14 +32,19 @@ type GatewayHost struct{ Namespace, Host string }
 
 // ServerTLS is a gateway's TLS setting.
 type ServerTLS struct {
-	Mode                      string // PASSTHROUGH, SIMPLE, MUTUAL, AUTO_PASSTHROUGH, ISTIO_MUTUAL, OPTIONAL_MUTUAL
-	Redirect                  bool
-	Credential                string // name of a Secret in the namespace of the gateway's workload
+	Mode     string // PASSTHROUGH, SIMPLE, MUTUAL, AUTO_PASSTHROUGH, ISTIO_MUTUAL, OPTIONAL_MUTUAL
+	Redirect bool
+	// Credential names a Secret in the namespace of the gateway's workload; or with SecretAnywhere before it one of the
+	// namespace in it, which has agreed.
+	Credential                string
 	CertFile, KeyFile, CAFile string
 	SubjectAltNames           []string
 	MinVersion, MaxVersion    uint16 // crypto/tls's numbers; 0: default
 	CipherSuites              []uint16
 }
+
+// SecretAnywhere begins a credential's name that tells its namespace: "kubernetes-gateway://namespace/name", as in Istio.
+const SecretAnywhere = "kubernetes-gateway://" //nolint:gosec // a name
 
 // Secret is a TLS Secret.
 type Secret struct {

@@ -142,4 +142,6 @@ const (
 	MatchRegex   // RE2, whole text
 	MatchPresent // any value
 	MatchPath    // path template with {*} and {**}
+	// MatchSegments is a prefix of whole path segments: "/a" matches "/a" and "/a/b", but not "/ab". No plan knows it.
+	MatchSegments
 )

@@ -14,7 +14,12 @@ type Route struct {
 	Namespace, Name string
 	Hosts           []string // fully qualified, lower case, or with "*." or "*"
 	// Gateways are GatewayMesh or "namespace/name".
-	Gateways   []string
+	Gateways []string
+	// Ranked (Gateway API): of all such routes for a host the rule with the most specific match counts, whatever the
+	// order; of other routes the first rule that matches.
+	Ranked bool
+	// Port limits the route, in the mesh, to one port of its hosts; 0: all.
+	Port       uint16
 	HTTP       []HTTPRule
 	TLS        []TLSRule
 	TCP        []TCPRule
@@ -37,6 +42,8 @@ type HTTPRule struct {
 	Rewrite  *Rewrite
 	Headers  Headers
 	Timeout  time.Duration // 0: none
+	// TryTimeout is for each attempt; 0: what Retry says.
+	TryTimeout time.Duration
 	// Retry nil: the mesh's default.
 	Retry   *Retry
 	Fault   *Fault
@@ -65,10 +72,12 @@ type FieldMatch struct {
 
 // Destination is a weighted target.
 type Destination struct {
-	Host    string // fully qualified
-	Subset  string
-	Port    uint16 // 0: the service's only port, or the one that was called
-	Weight  uint32 // relative; a lone destination with 0 gets everything
+	Host   string // fully qualified
+	Subset string
+	Port   uint16 // 0: the service's only port, or the one that was called
+	Weight uint32 // relative; a lone destination with 0 gets everything
+	// Invalid: the destination does not exist or may not be used; what it would get is answered with 500.
+	Invalid bool
 	Headers Headers
 }
 
@@ -89,7 +98,9 @@ type Redirect struct {
 	URI, PrefixRewrite, Authority, Scheme string
 	Port                                  uint16
 	PortFromRequest                       bool
-	Code                                  int // 0: 301
+	// PortOfListener: to the port on which the request came.
+	PortOfListener bool
+	Code           int // 0: 301
 }
 
 // DirectResponse answers at once.
@@ -100,7 +111,9 @@ type DirectResponse struct {
 
 // Rewrite changes the request's target.
 type Rewrite struct {
-	URI, Authority      string
+	URI, Authority string
+	// Whole: URI replaces the whole path, also after a match of its beginning.
+	Whole               bool
 	Regex, Substitution string
 }
 

@@ -39,7 +39,7 @@ func queries() []query {
 	var out []query
 	add := func(name string, ask func(*View) []string) { out = append(out, query{name, ask}) }
 	add("config", func(v *View) []string { return one(v.Config(), false) })
-	add("gateways", func(v *View) []string { return labels(v.Gateways(Labels{"app": "a0"})) })
+	add("gateways", func(v *View) []string { return labels(v.Gateways("", Labels{"app": "a0"})) })
 	for n := range 3 {
 		host, addr, gateway := hostOf(n), addrOf(n), fmt.Sprintf("n%d/g%d", n%2, n)
 		add("traffic "+host, func(v *View) []string { return labels(v.Traffic("n0", "n1", host)) })

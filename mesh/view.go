@@ -236,10 +236,12 @@ func (v *View) Traffic(namespace, viewer, host string) []*Traffic {
 	return nil
 }
 
-// Gateways lists the gateways whose selector picks a workload, oldest first. As in Istio's default, a gateway
-// may select workloads of any namespace.
-func (v *View) Gateways(labels Labels) []*Gateway {
-	return pick(v.read(GatewayAll, ""), func(g *Gateway) bool { return labels.Match(g.Selector) })
+// Gateways lists the gateways whose selector picks a workload of a namespace, oldest first. As in Istio's default, a
+// gateway may select workloads of any namespace.
+func (v *View) Gateways(namespace string, labels Labels) []*Gateway {
+	return pick(v.read(GatewayAll, ""), func(g *Gateway) bool {
+		return labels.Match(g.Selector) && (g.Workloads == "" || g.Workloads == namespace)
+	})
 }
 
 // Secret returns a TLS secret; nil if there is none.

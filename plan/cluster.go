@@ -7,6 +7,7 @@ const (
 	ClusterPassthrough        = "PassthroughCluster"        // to the original destination
 	ClusterBlackHole          = "BlackHoleCluster"          // refuse
 	ClusterInboundPassthrough = "InboundPassthroughCluster" // to the workload's own original destination
+	ClusterInvalid            = "InvalidBackend"            // does not exist or may not be used: 500 (Gateway API)
 )
 
 // Cluster is one group of endpoints and how to reach them. Names are Istio's:

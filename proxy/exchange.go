@@ -388,7 +388,11 @@ func (x *exchange) attempt() {
 	}
 	if x.cluster == nil {
 		if x.cluster = x.choice.Cluster; x.cluster == nil {
-			x.answer(telemetry.NoCluster, 503, fmt.Sprintf("the destination %q does not exist", x.choice.Name))
+			status := 503
+			if x.choice.Name == plan.ClusterInvalid {
+				status = 500
+			}
+			x.answer(telemetry.NoCluster, status, fmt.Sprintf("the destination %q does not exist", x.choice.Name))
 			return
 		}
 	}

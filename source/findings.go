@@ -36,6 +36,7 @@ const (
 	CodeSameObject       = "LTN0001" // two objects define one thing of the mesh
 	CodeReservedAddress  = "LTN0002" // an address from the range of allocated ones
 	CodeNoAddress        = "LTN0003" // no address is left to allocate
+	CodeNotAttached      = "LTN0005" // a Gateway or route of the Gateway API is not in force as written (LTN0004 is control's)
 )
 
 // Finding is something about valid objects that does not fit together.
@@ -109,6 +110,9 @@ func (s *Set) Findings() []Finding {
 	a.judgeTraffic()
 	a.judgeGateways()
 	a.judgeRoutes()
+	for _, p := range s.attached.Problems() {
+		a.add(p.Object, CodeNotAttached, LevelError, p.Field, "%s: %s", p.Reason, p.Message)
+	}
 	for _, list := range telemetries {
 		slices.SortFunc(list, func(x, y *api.Object) int { return compareRefs(x.Ref, y.Ref) })
 		for _, o := range list[1:] {

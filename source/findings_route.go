@@ -11,6 +11,9 @@ import (
 func (a *analysis) judgeRoutes() {
 	inMesh := map[string][]*mesh.Route{}
 	for _, r := range a.routes {
+		if r.Ranked {
+			continue // see attach.Problems
+		}
 		o := a.object(r)
 		if slices.Contains(r.Gateways, mesh.GatewayMesh) {
 			for i, h := range r.Hosts {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/source/attach"
 )
 
 // DefaultDomain is the domain below which services have their names.
@@ -31,6 +32,9 @@ type Config struct {
 	ClusterDomain string
 	// Allocator gives virtual addresses to services that have none; nil makes a new one.
 	Allocator *Allocator
+	// Parameters reports whether there is a ConfigMap in which a Gateway of the Gateway API may have its parameters; nil:
+	// there is any.
+	Parameters func(namespace, name string) bool
 }
 
 // Set holds the current objects and what they were turned into.
@@ -45,6 +49,11 @@ type Set struct {
 	config *mesh.Config
 	// exports are the visibilities of objects that tell none.
 	exports exports
+
+	parameters func(namespace, name string) bool
+	// attachable are the Gateway API's objects, attached is what they come to.
+	attachable map[api.Ref]*api.Object
+	attached   *attach.Result
 }
 
 // claim is one object's wish to define a mesh object.
@@ -60,7 +69,7 @@ func New(c Config) *Set {
 	s := &Set{
 		domain: cmp.Or(c.ClusterDomain, DefaultDomain), addresses: c.Allocator,
 		objects: map[api.Ref]*api.Object{}, made: map[api.Ref][]mesh.Object{}, claims: map[mesh.Ref][]claim{},
-		config: mesh.DefaultConfig(),
+		config: mesh.DefaultConfig(), parameters: c.Parameters, attachable: map[api.Ref]*api.Object{}, attached: &attach.Result{},
 	}
 	if s.addresses == nil {
 		s.addresses = NewAllocator()
@@ -124,7 +133,8 @@ func (s *Set) Apply(upsert []*api.Object, remove []api.Ref) []mesh.Change {
 		s.objects[o.Ref] = o
 	}
 	todo := upsert
-	if s.reconfigure() {
+	everything := s.reconfigure()
+	if everything {
 		todo = s.Objects()
 	}
 	// Addresses go by age and name, so that a set that is read at once gets the same whatever its order, and the same as
@@ -134,7 +144,10 @@ func (s *Set) Apply(upsert []*api.Object, remove []api.Ref) []mesh.Change {
 	})
 	for _, o := range todo {
 		s.drop(o.Ref, before)
-		s.add(o, before)
+		s.claim(o, s.translate(o), before)
+	}
+	if s.attachment(upsert, remove) || everything {
+		s.attach(before)
 	}
 	s.addresses.Prune(func(key string) bool {
 		namespace, host, _ := strings.Cut(key, "/")
@@ -179,8 +192,8 @@ func (s *Set) drop(ref api.Ref, before map[mesh.Ref]mesh.Object) {
 	delete(s.made, ref)
 }
 
-func (s *Set) add(o *api.Object, before map[mesh.Ref]mesh.Object) {
-	list := s.translate(o)
+// claim takes over what an object makes.
+func (s *Set) claim(o *api.Object, list []mesh.Object, before map[mesh.Ref]mesh.Object) {
 	if len(list) == 0 {
 		return
 	}

@@ -64,7 +64,7 @@ func routeRefs(r *plan.Route, add func(plan.Kind, string)) {
 }
 
 func isBuiltin(r ref) bool {
-	return r.kind == plan.KindCluster && slices.Contains(builtinNames, r.name)
+	return r.kind == plan.KindCluster && (r.name == plan.ClusterInvalid || slices.Contains(builtinNames, r.name))
 }
 
 // check refuses, before anything is taken, a resource that could not be compiled.

@@ -68,7 +68,19 @@ func (s *Store) single(c rest.Interface, resource string, k key, list runtime.Ob
 	return f
 }
 
-func namespaceOf(o runtime.Object) any { return source.Network(o.(*core.Namespace).Labels) }
+// namespace is what the mesh reads of one.
+type namespace struct {
+	network string
+	object  *api.Object // its labels, by which Gateways choose the routes that they take
+}
+
+func namespaceOf(o runtime.Object) any {
+	k := o.(*core.Namespace)
+	return &namespace{source.Network(k.Labels), &api.Object{
+		Ref: api.Ref{Kind: api.KindNamespace, Name: k.Name}, APIVersion: "v1", Labels: k.Labels, Created: created(k.CreationTimestamp),
+		Spec: &core.Namespace{},
+	}}
+}
 
 func nodeOf(o runtime.Object) any { return source.Locality(o.(*core.Node).Labels) }
 

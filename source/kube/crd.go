@@ -40,11 +40,19 @@ var customs = []custom{
 	{api.KindTelemetry, "telemetry.istio.io", "telemetries", []string{"v1", "v1alpha1"}},
 	{api.KindWasmPlugin, "extensions.istio.io", "wasmplugins", []string{"v1alpha1"}},
 	{api.KindTrafficExtension, "extensions.istio.io", "trafficextensions", []string{"v1alpha1"}},
+	{api.KindGatewayClass, api.GroupGateway, "gatewayclasses", gatewayVersions},
+	{api.KindListenedGateway, api.GroupGateway, "gateways", gatewayVersions},
+	{api.KindHTTPRoute, api.GroupGateway, "httproutes", gatewayVersions},
+	{api.KindGRPCRoute, api.GroupGateway, "grpcroutes", []string{"v1"}},
+	{api.KindReferenceGrant, api.GroupGateway, "referencegrants", gatewayVersions},
 }
 
 const networkGroup = "networking.istio.io"
 
-var networkVersions = []string{"v1", "v1beta1", "v1alpha3"}
+var (
+	networkVersions = []string{"v1", "v1beta1", "v1alpha3"}
+	gatewayVersions = []string{"v1", "v1beta1"}
+)
 
 // definitions is the resource of CustomResourceDefinitions, of which only the names are read.
 var definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}

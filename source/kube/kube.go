@@ -27,6 +27,7 @@ import (
 	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/source"
+	"github.com/lateen-mesh/lateen/source/attach"
 )
 
 // findingsQuiet is how long the configuration must be still before it is looked at as a whole: that costs the more the
@@ -86,10 +87,12 @@ type Store struct {
 	crds    *feed
 	inForce bool // the first picture was told
 	held    []mesh.Change
-	since   time.Time
-	told    []source.Finding
-	faults  []api.Fault
-	changed time.Time // when findings may have changed; zero: they have not
+	// attached is what was last told in the status of the Gateway API's objects.
+	attached *attach.Result
+	since    time.Time
+	told     []source.Finding
+	faults   []api.Fault
+	changed  time.Time // when findings may have changed; zero: they have not
 }
 
 // Open prepares a Store; nothing is asked of the API server before Run.
@@ -189,6 +192,10 @@ func (s *Store) turn(start func(*feed)) {
 	if t.configured {
 		s.changed = time.Now()
 		s.report()
+	}
+	if a := s.picture.set.Attached(); a != s.attached {
+		s.attached = a
+		s.status.attach(a.Status(s.deployed))
 	}
 	s.held = append(s.held, changes...)
 	s.refer(start)

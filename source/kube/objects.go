@@ -41,9 +41,18 @@ func written(o runtime.Object) any {
 		out.closed = closed(u, out.faults)
 	}
 	for i := range out.faults {
-		out.faults[i].Object = cmp.Or(out.faults[i].Object, api.Ref{Kind: u.GetKind(), Namespace: u.GetNamespace(), Name: u.GetName()}.String())
+		out.faults[i].Object = cmp.Or(out.faults[i].Object, refOf(u).String())
 	}
 	return out
+}
+
+// refOf names an object as package api does.
+func refOf(u *unstructured.Unstructured) api.Ref {
+	kind := u.GetKind()
+	if kind == api.KindGateway && u.GroupVersionKind().Group == api.GroupGateway {
+		kind = api.KindListenedGateway
+	}
+	return api.Ref{Kind: kind, Namespace: u.GetNamespace(), Name: u.GetName()}
 }
 
 // meshConfig reads the ConfigMap that holds the mesh's configuration.

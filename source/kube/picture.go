@@ -213,7 +213,32 @@ func nodesRead(t *turn, items map[key]any, whole bool) {
 	}
 }
 
+// spacesRead takes over the labels of namespaces and returns their networks.
+func (t *turn) spacesRead(items map[key]any, whole bool) (networks map[key]any) {
+	networks = map[key]any{}
+	for k, item := range items {
+		n, _ := item.(*namespace)
+		if n == nil {
+			networks[k] = nil
+			t.remove = append(t.remove, api.Ref{Kind: api.KindNamespace, Name: k.Name})
+			continue
+		}
+		networks[k] = n.network
+		t.upsert = append(t.upsert, n.object)
+	}
+	if whole {
+		for name := range t.networks {
+			if _, there := items[key{Name: name}]; !there {
+				t.remove = append(t.remove, api.Ref{Kind: api.KindNamespace, Name: name})
+			}
+		}
+	}
+	t.configured = t.configured || t.set.Attached().Any()
+	return networks
+}
+
 func namespacesRead(t *turn, items map[key]any, whole bool) {
+	items = t.spacesRead(items, whole)
 	t.spaces = true
 	if changed := names(t.networks, items, whole); len(changed) > 0 {
 		t.replace(func(p *pod) bool { return !p.ownNetwork && changed[p.workload.Namespace] })

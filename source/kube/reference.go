@@ -31,6 +31,8 @@ type gateway struct {
 	selector   mesh.Labels
 	names      []string
 	namespaces map[string]bool
+	// granted are Secrets of whatever namespace that a Gateway of the Gateway API names, and may.
+	granted []key
 }
 
 func newReferences() references {
@@ -47,7 +49,7 @@ func (r *references) configured(c mesh.Change, pods map[mesh.Ref]*pod) {
 		if g == nil {
 			return
 		}
-		x := &gateway{selector: g.Selector, names: credentials(g), namespaces: map[string]bool{g.Namespace: true}}
+		x := &gateway{selector: g.Selector, names: credentials(g), namespaces: map[string]bool{g.Namespace: true}, granted: granted(g)}
 		for _, p := range pods {
 			if p.workload.Labels.Match(g.Selector) {
 				x.namespaces[p.workload.Namespace] = true
@@ -96,6 +98,21 @@ func credentials(g *mesh.Gateway) []string {
 	return out
 }
 
+// granted are the Secrets that a Gateway's servers name with their namespace.
+func granted(g *mesh.Gateway) []key {
+	var out []key
+	for _, s := range g.Servers {
+		if s.TLS == nil {
+			continue
+		}
+		if rest, ok := strings.CutPrefix(s.TLS.Credential, mesh.SecretAnywhere); ok {
+			namespace, name, _ := strings.Cut(rest, "/")
+			out = append(out, key{Namespace: namespace, Name: name})
+		}
+	}
+	return out
+}
+
 // rulesOf are the names of the Secrets that a DestinationRule uses.
 func rulesOf(o mesh.Object) []string {
 	t, _ := o.(*mesh.Traffic)
@@ -123,6 +140,9 @@ func rulesOf(o mesh.Object) []string {
 func (r *references) wanted() map[key]bool {
 	out := map[key]bool{}
 	for _, g := range r.gateways {
+		for _, k := range g.granted {
+			out[k] = true
+		}
 		for namespace := range g.namespaces {
 			for _, name := range g.names {
 				out[key{Namespace: namespace, Name: name}] = true

@@ -17,6 +17,8 @@ import (
 	"go.yaml.in/yaml/v3"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/rest"
+
+	"github.com/lateen-mesh/lateen/api"
 )
 
 // apiServer is the in-process twin of an API server: it keeps objects as JSON, lists them, and tells of changes as a
@@ -85,6 +87,15 @@ func (s *apiServer) defineOne(c custom) {
 	})
 }
 
+// kindOf is an object's kind as package api names it.
+func kindOf(o object) string {
+	kind, _ := o["kind"].(string)
+	if version, _ := o["apiVersion"].(string); kind == api.KindGateway && strings.HasPrefix(version, api.GroupGateway) {
+		return api.KindListenedGateway
+	}
+	return kind
+}
+
 func resourceOf(kind string) string {
 	if r, ok := installed[kind]; ok {
 		return r
@@ -105,7 +116,7 @@ func (s *apiServer) apply(text string) {
 		if err := yaml.Unmarshal([]byte(doc), &v); err != nil {
 			s.t.Fatal(err)
 		}
-		if o, _ := plain(v).(object); o != nil && resourceOf(o["kind"].(string)) != "" {
+		if o, _ := plain(v).(object); o != nil && resourceOf(kindOf(o)) != "" {
 			s.put(o)
 		}
 	}
@@ -146,7 +157,7 @@ func nameOf(o object) string {
 }
 
 // clustered are the kinds without namespace.
-var clustered = []string{"Node", "Namespace", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ClusterTrustBundle", "ValidatingWebhookConfiguration"}
+var clustered = []string{"Node", "GatewayClass", "Namespace", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ClusterTrustBundle", "ValidatingWebhookConfiguration"}
 
 func (s *apiServer) put(o object) {
 	s.mu.Lock()
@@ -157,7 +168,7 @@ func (s *apiServer) put(o object) {
 // store keeps an object with a new version. The caller holds mu.
 func (s *apiServer) store(o object) {
 	m := metadataOf(o)
-	kind := o["kind"].(string)
+	kind := kindOf(o)
 	if _, ok := m["namespace"]; !ok && !slices.Contains(clustered, kind) {
 		m["namespace"] = "default"
 	}

@@ -50,6 +50,8 @@ type standing struct {
 	observed   int64
 	conditions []any // of whomever
 	messages   []any
+	// whole is the status of a kind of the Gateway API.
+	whole map[string]any
 }
 
 // plurals are the resources' names by kind.
@@ -68,6 +70,10 @@ func standingOf(u *unstructured.Unstructured) *standing {
 		resource:   schema.GroupVersionResource{Group: gvk.Group, Version: gvk.Version, Resource: plural(gvk.Kind)},
 		generation: u.GetGeneration(), version: u.GetResourceVersion(),
 	}
+	if gvk.Group == api.GroupGateway {
+		s.whole, _, _ = unstructured.NestedMap(u.Object, "status") // a copy
+		return s
+	}
 	s.observed, _, _ = unstructured.NestedInt64(u.Object, "status", "observedGeneration") // a text is none of ours
 	s.conditions, _, _ = unstructured.NestedSlice(u.Object, "status", "conditions")
 	s.messages, _, _ = unstructured.NestedSlice(u.Object, "status", "validationMessages")
@@ -85,6 +91,7 @@ type statusWriter struct {
 	mu       sync.Mutex
 	objects  map[api.Ref]*account
 	findings map[string][]source.Finding // by object
+	attached map[api.Ref]any             // what the Gateway API's objects come to
 	dirty    map[api.Ref]struct{}
 }
 
@@ -145,6 +152,9 @@ func (w *statusWriter) judge(ref api.Ref) {
 // patch is the status that an object should have, as a merge patch; nil if it has it. The caller holds mu.
 func (w *statusWriter) patch(ref api.Ref) map[string]any {
 	a := w.objects[ref]
+	if a.resource.Group == api.GroupGateway {
+		return w.attachedPatch(ref, a)
+	}
 	messages := w.messages(ref)
 	accepted, reason, message := "True", reasonAccepted, told(w.findings[ref.String()])
 	if len(a.faults) > 0 {

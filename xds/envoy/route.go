@@ -238,6 +238,9 @@ func (e *encoder) action(r *plan.Rule) *route.RouteAction {
 
 // destinations says where a route leads: to one cluster by name, or to several by weight.
 func (e *encoder) destinations(out *route.RouteAction, list []plan.WeightedCluster) {
+	if slices.ContainsFunc(list, func(c plan.WeightedCluster) bool { return c.Cluster == plan.ClusterInvalid }) {
+		out.ClusterNotFoundResponseCode = route.RouteAction_INTERNAL_SERVER_ERROR
+	}
 	if len(list) == 1 {
 		out.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: list[0].Cluster}
 		return

@@ -1,0 +1,91 @@
+package kube
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lateen-mesh/lateen/api"
+	"github.com/lateen-mesh/lateen/mesh"
+)
+
+// parents are those in a route's status, by controller.
+func (s *apiServer) parents(name string) map[string]object {
+	status, _ := s.get(api.KindHTTPRoute, name)["status"].(object)
+	list, _ := status["parents"].([]any)
+	out := map[string]object{}
+	for _, p := range list {
+		m, _ := p.(object)
+		out[m["controllerName"].(string)], _ = m["conditions"].([]any)[0].(object)
+	}
+	return out
+}
+
+// TestAttached: the Gateway API's objects become routes and gateways of the mesh, and their status says so beside what
+// other controllers say; what they refer to may come later and change.
+func TestAttached(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	s.apply(`
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: lateen}
+spec: {controllerName: lateen.dev/gateway-controller}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  gatewayClassName: lateen
+  listeners:
+  - {name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: a}}}}}
+  - {name: https, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: cert}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web}
+spec: {parentRefs: [{name: edge, sectionName: http}], rules: [{backendRefs: [{name: web, port: 80}]}]}
+status: {parents: [{controllerName: other.dev/c, parentRef: {name: other}, conditions: [{type: Accepted, status: "True", reason: Accepted, message: "", lastTransitionTime: "2026-01-01T00:00:00Z"}]}]}
+`)
+	r := follow(t, s)
+	const ours = "lateen.dev/gateway-controller"
+	r.await("the namespace is not among the listener's", func() bool {
+		p := s.parents("default/web")
+		return p[ours]["status"] == "False" && p[ours]["reason"] == "NotAllowedByListeners" && p[ours]["observedGeneration"] == 1.0 && p["other.dev/c"] != nil
+	})
+	s.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {team: a}}\n")
+	r.await("it is now", func() bool {
+		p := s.parents("default/web")
+		route, _ := r.object(mesh.KindRoute, "default", "httproute/web").(*mesh.Route)
+		return p[ours]["status"] == "True" && p["other.dev/c"] != nil && route != nil && slices.Contains(route.Gateways, "default/edge/http")
+	})
+	r.await("the class is accepted", func() bool {
+		return s.acceptance(api.KindGatewayClass, "/lateen")["status"] == "True"
+	})
+	r.await("the gateway's status counts its routes", func() bool {
+		status, _ := s.get(api.KindListenedGateway, "default/edge")["status"].(object)
+		list, _ := status["listeners"].([]any)
+		if len(list) != 2 {
+			return false
+		}
+		first, _ := list[0].(object)
+		return first["attachedRoutes"] == 1.0
+	})
+	s.apply("apiVersion: v1\nkind: Secret\nmetadata: {name: cert}\ntype: kubernetes.io/tls\ndata: {tls.crt: LS0t, tls.key: LS0t}\n")
+	r.await("the Secret is read", func() bool { return r.object(mesh.KindSecret, "default", "cert") != nil })
+	for _, q := range s.asked() {
+		if strings.Contains(q, "/secrets") && !strings.Contains(q, "fieldSelector=metadata.name%3Dcert") {
+			t.Errorf("asked for more than the secret: %s", q)
+		}
+	}
+	s.remove(api.KindListenedGateway, "default/edge")
+	r.await("nothing of ours is told of the route", func() bool {
+		p := s.parents("default/web")
+		return p[ours] == nil && p["other.dev/c"] != nil && r.object(mesh.KindRoute, "default", "httproute/web") == nil
+	})
+}
