@@ -41,7 +41,7 @@ func (c *Control) openAuthority() (*ca.Authority, error) {
 func (c *Control) useKeys(keys kube.Keys) error {
 	changed, err := c.authority.Use(keys.Files)
 	if err != nil {
-		return fmt.Errorf("Secret %s: %w; a server that is started anew takes it as it is", keys.Secret, err) //nolint:staticcheck // the kind's name
+		return fmt.Errorf("Secret %s: %w", keys.Secret, err) //nolint:staticcheck // the kind's name
 	}
 	if changed {
 		c.log.Info("the authority's keys have changed", "secret", keys.Secret, "roots", len(c.authority.Bundle().Roots(c.cfg.TrustDomain)),

@@ -258,8 +258,8 @@ func (s *signer) verify(roots []*x509.Certificate, now time.Time) error {
 
 // The two ways in which keys may not follow others, because workloads would not believe each other for a while.
 var (
-	errForgets = errors.New("no root in it vouches for the certificates in use, so their holders would be refused: keep the present root beside the new one until all of them have been renewed")
-	errHurries = errors.New("the certificate that signs leads to a root that workloads do not trust yet: add that root first, beside the present one and with the present key, and change the key when all certificates have been renewed")
+	errForgets = errors.New("no root in it vouches for the certificates in use, so their holders would be refused: keep the present root beside the new one until all of them have been renewed; who wants it all the same starts lateend anew")
+	errHurries = errors.New("the certificate that signs leads to a root that workloads do not trust yet: add that root first, beside the present one and with the present key, and change the key when all certificates have been renewed; who wants it all the same starts lateend anew")
 )
 
 // follows says whether these keys may take the place of others while workloads hold certificates: both sides of a
