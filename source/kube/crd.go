@@ -73,7 +73,6 @@ func (s *Store) crdFeed() *feed {
 			}
 			return nil
 		},
-		apply: func(*turn, map[key]any, bool) {}, // see follow
 	}
 }
 
@@ -84,6 +83,7 @@ func (c custom) definition() string { return c.resource + "." + c.group }
 func (s *Store) follow(start func(*feed)) {
 	s.feeds = slices.DeleteFunc(s.feeds, func(f *feed) bool { return f.ended() })
 	items, whole := s.crds.take()
+	s.defined = s.defined || whole
 	for _, c := range customs {
 		there, told := items[key{Name: c.definition()}]
 		if !told && !whole {

@@ -85,6 +85,7 @@ type Store struct {
 	picture picture
 	feeds   []*feed // all that are watched
 	crds    *feed
+	defined bool // which kinds are installed was read, and they are among the feeds
 	inForce bool // the first picture was told
 	held    []mesh.Change
 	// attached is what was last told in the status of the Gateway API's objects.
@@ -181,6 +182,9 @@ func (s *Store) turn(start func(*feed)) {
 	}
 	t := turn{picture: &s.picture, status: s.status}
 	for _, f := range s.feeds {
+		if f == s.crds {
+			continue // what has come since belongs to follow
+		}
 		if items, whole := f.take(); len(items) > 0 || whole {
 			f.apply(&t, items, whole)
 		}
@@ -214,9 +218,10 @@ func (s *Store) turn(start func(*feed)) {
 	}
 }
 
-// complete reports whether every feed has been read once.
+// complete reports whether every feed has been read once. That the definitions were read is not enough: they may have come
+// after follow has looked, so that the feeds of what they define are not there yet.
 func (s *Store) complete() bool {
-	return !slices.ContainsFunc(s.feeds, func(f *feed) bool { return !f.settled() })
+	return s.defined && !slices.ContainsFunc(s.feeds, func(f *feed) bool { return !f.settled() })
 }
 
 // look judges the configuration as a whole, once it is still.
