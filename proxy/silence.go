@@ -10,9 +10,10 @@ const (
 	// of life (PING, RFC 9113 section 6.7).
 	silenceAsk = 2 * time.Second
 	// silenceDoubt is how long it has to answer until new requests go elsewhere, silenceEnd until it is taken for lost, and
-	// with it what was under way.
+	// with it what was under way; silenceStill if its kernel acknowledges what we send, so that it may merely lack a processor.
 	silenceDoubt = 2 * time.Second
 	silenceEnd   = 8 * time.Second
+	silenceStill = 30 * time.Second
 )
 
 // silence is what is known of whether the other end of an HTTP/2 connection lives.
@@ -73,7 +74,7 @@ func (u *upstream) listen(now time.Time) {
 	if ep := u.pool.t.ep; ep != nil {
 		ep.Lost(now)
 	}
-	if now.Sub(s.askedAt) >= silenceEnd {
+	if silent := now.Sub(s.askedAt); silent >= silenceStill || silent >= silenceEnd && u.c.Unheard() {
 		u.c.Abort()
 	}
 }

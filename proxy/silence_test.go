@@ -56,7 +56,7 @@ func TestSilentPeer(t *testing.T) {
 				if u := of(w); u.free() || !u.pool.t.ep.IsLost(asked) {
 					t.Errorf("%s: the silent one is not doubted", protocol)
 				}
-				w.sweepPools(asked.Add(silenceEnd - time.Millisecond))
+				w.sweepPools(asked.Add(silenceStill - time.Millisecond))
 				if of(w) == nil {
 					t.Errorf("%s: left too early", protocol)
 				}
@@ -66,7 +66,7 @@ func TestSilentPeer(t *testing.T) {
 		s.client.await("the answer to be heard", func(w *worker) bool { return of(w).free() && !of(w).pool.t.ep.IsLost(asked) })
 		s.server.onLoop(func(*worker) {
 			ask()
-			s.client.onLoop(func(w *worker) { w.sweepPools(asked.Add(silenceEnd)) })
+			s.client.onLoop(func(w *worker) { w.sweepPools(asked.Add(silenceStill)) })
 			s.client.await("the connection to be given up", func(w *worker) bool { return of(w) == nil })
 		})
 		<-g.arrived

@@ -256,6 +256,16 @@ func (c *Conn) LocalAddr() netip.AddrPort {
 	return localAddr(int(c.fd))
 }
 
+// Unheard reports whether the other end's kernel has not acknowledged what was sent, although it was sent again. Of one that
+// acknowledges, the program may be slow, but the machine is there. Of a connection with a carrier it is not known: false.
+func (c *Conn) Unheard() bool {
+	if c.state == closed || c.carried() != nil {
+		return false
+	}
+	info, err := unix.GetsockoptTCPInfo(int(c.fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && info.Retransmits > 0
+}
+
 // RemoteAddr is the peer's address; invalid if the socket is not TCP over IP.
 func (c *Conn) RemoteAddr() netip.AddrPort { return c.remote }
 
