@@ -8,6 +8,7 @@ import (
 	"github.com/lateen-mesh/lateen/identity"
 	"github.com/lateen-mesh/lateen/identity/ca"
 	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/source/attach"
 )
 
 // authenticators prove who asks for a certificate. A token counts before a certificate: who brings one is joining anew.
@@ -50,6 +51,9 @@ func (c *Control) admitNode(ctx context.Context, n *node) error {
 		return fmt.Errorf("%s is of service account %s, not of %s", ref, w.ServiceAccount, n.id.ServiceAccount)
 	}
 	if n.asker.Role == compile.Gateway {
+		if c.cluster.Serves(n.id.Namespace, n.id.ServiceAccount, n.asker.Labels[attach.LabelGateway]) {
+			return nil // we have deployed it, and it gets no keys but those that its Gateway names
+		}
 		if err := c.cluster.MayReadSecrets(ctx, n.id.Namespace, n.id.ServiceAccount); err != nil {
 			return fmt.Errorf("%s may not be a gateway: %w", n.id, err)
 		}

@@ -237,7 +237,7 @@ func TestHelm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if crds := folder.CRDObjects(); len(crds) != 1 || len(definitions) != 15 {
+	if crds := folder.CRDObjects(); len(crds) != 2 || len(definitions) != 15 {
 		t.Errorf("%d files of %d definitions", len(crds), len(definitions))
 	}
 }
@@ -271,5 +271,41 @@ func TestDefinitions(t *testing.T) {
 	}
 	if !bytes.Contains(text[:begin], []byte("Apache License")) {
 		t.Error("the notice of their licence is missing")
+	}
+}
+
+// TestGatewayDefinitions: the chart has the definitions of the Gateway API that are read, of the version that we build
+// with. Helm installs them where there are none; others may have installed another version, which stays. UPDATE=1 takes
+// them.
+func TestGatewayDefinitions(t *testing.T) {
+	dir, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
+	if err != nil {
+		t.Fatalf("find the Gateway API's module: %v", err)
+	}
+	const file = "chart/crds/gateway.yaml"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	notice, _, found := bytes.Cut(text, []byte("---\n"))
+	if !found || !bytes.Contains(notice, []byte("Apache License")) {
+		t.Fatal("the notice of their licence is missing")
+	}
+	want := bytes.Clone(notice)
+	for _, kinds := range []string{"gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"} {
+		one, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "config", "crd", "standard", "gateway.networking.k8s.io_"+kinds+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(append(want, "---\n"...), one...)
+	}
+	if os.Getenv("UPDATE") == "1" {
+		if err := os.WriteFile(file, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		text = want
+	}
+	if !bytes.Equal(text, want) {
+		t.Error("they differ; run UPDATE=1 go test ./deploy")
 	}
 }

@@ -232,7 +232,7 @@ func (j *job) servers(g *Gateway) []mesh.Object {
 		}
 		m := &mesh.Gateway{
 			Origin: origin(g.Object), Namespace: g.Object.Namespace, Name: g.Object.Name + "/" + string(l.Name), Isolated: true,
-			Selector: mesh.Labels{LabelGateway: g.Object.Name}, Workloads: g.Object.Namespace,
+			Selector: mesh.Labels{LabelGateway: LabelOf(g.Object.Name)}, Workloads: g.Object.Namespace,
 		}
 		m.Line = g.Object.LineOf("spec", "listeners", i)
 		if g.Manual {

@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lateen-mesh/lateen/api"
@@ -88,12 +89,17 @@ type Store struct {
 	defined bool // which kinds are installed was read, and they are among the feeds
 	inForce bool // the first picture was told
 	held    []mesh.Change
-	// attached is what was last told in the status of the Gateway API's objects.
-	attached *attach.Result
-	since    time.Time
-	told     []source.Finding
-	faults   []api.Fault
-	changed  time.Time // when findings may have changed; zero: they have not
+	// attached is what was last told in the status of the Gateway API's objects, standing how what is deployed for Gateways
+	// stands, by their names, and deploying has the deployer look; nil: this server does not lead.
+	attached  *attach.Result
+	standing  map[key]attach.Deployed
+	deploying func()
+	// serving are the Gateways that are deployed, by namespace and account. It is read without mu.
+	serving atomic.Pointer[map[string]string]
+	since   time.Time
+	told    []source.Finding
+	faults  []api.Fault
+	changed time.Time // when findings may have changed; zero: they have not
 }
 
 // Open prepares a Store; nothing is asked of the API server before Run.
@@ -154,6 +160,7 @@ func (s *Store) lead(ctx context.Context) {
 	var group sync.WaitGroup
 	defer group.Wait()
 	group.Go(func() { s.status.run(ctx) })
+	group.Go(func() { s.deploy(ctx) })
 	if s.config.Roots != nil {
 		group.Go(func() { s.distribute(ctx) })
 		group.Go(func() { s.entrust(ctx) })
@@ -197,10 +204,7 @@ func (s *Store) turn(start func(*feed)) {
 		s.changed = time.Now()
 		s.report()
 	}
-	if a := s.picture.set.Attached(); a != s.attached {
-		s.attached = a
-		s.status.attach(a.Status(s.deployed))
-	}
+	s.attachments()
 	s.held = append(s.held, changes...)
 	s.refer(start)
 	if !s.inForce && !s.complete() {

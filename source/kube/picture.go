@@ -29,6 +29,8 @@ type picture struct {
 	manual  map[key]map[string]*mesh.Workload // a Service's workloads by ID, as slices tell them
 
 	references references
+	// parameters are the ConfigMaps that Gateways of the Gateway API name for what is deployed for them.
+	parameters map[key]map[string]string
 }
 
 // pod is a pod's workload and what Kubernetes says of it elsewhere.
@@ -40,8 +42,13 @@ type pod struct {
 }
 
 func newPicture(domain string) picture {
+	parameters := map[key]map[string]string{}
+	named := func(namespace, name string) bool {
+		_, there := parameters[key{Namespace: namespace, Name: name}]
+		return there
+	}
 	return picture{
-		set:     source.New(source.Config{ClusterDomain: domain}),
+		set: source.New(source.Config{ClusterDomain: domain, Parameters: named}), parameters: parameters,
 		refused: map[api.Ref][]api.Fault{}, warned: map[api.Ref][]api.Fault{},
 		pods: map[mesh.Ref]*pod{}, localities: map[string]string{}, networks: map[string]string{},
 		slices: map[key]*discovery.EndpointSlice{}, bySlice: map[key]map[key]struct{}{}, byPod: map[mesh.Ref]map[key]struct{}{},
@@ -75,6 +82,8 @@ type turn struct {
 	services map[key]struct{}      // whose slices, or the pods named in them, have changed
 	// configured: what users write has changed, not only pods.
 	configured bool
+	// reattach: the parameters of Gateways have changed.
+	reattach bool
 	// spaces: the namespaces have changed.
 	spaces bool
 }
@@ -101,6 +110,9 @@ func (t *turn) end() []mesh.Change {
 	var changes []mesh.Change
 	if len(t.upsert) > 0 || len(t.remove) > 0 {
 		changes = t.set.Apply(t.upsert, t.remove)
+	}
+	if t.reattach {
+		changes = append(changes, t.set.Reattach()...)
 	}
 	for i, c := range changes {
 		if p := t.pods[c.Ref]; p != nil && c.Object == nil {

@@ -4,10 +4,45 @@ import (
 	"strings"
 
 	core "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/mesh"
 )
+
+// parametersRead takes over the ConfigMap that a Gateway names.
+func parametersRead(k key) func(*turn, map[key]any, bool) {
+	return func(t *turn, items map[key]any, whole bool) {
+		text, there := items[k].(map[string]string)
+		if there {
+			t.parameters[k] = text
+		} else if _, told := items[k]; told || whole {
+			delete(t.parameters, k)
+		}
+		t.configured, t.reattach = true, true
+	}
+}
+
+// configure begins to watch the ConfigMaps that Gateways name, and ends it for those that none does. The caller holds mu.
+func (s *Store) configure(start func(*feed)) {
+	r := &s.picture.references
+	for k, f := range r.configs {
+		if !r.parameters[k] {
+			f.end()
+			delete(r.configs, k)
+		}
+	}
+	for k := range r.parameters {
+		if r.configs[k] != nil || len(r.configs) >= referencesMax {
+			continue
+		}
+		f := s.single(s.api.core, "configmaps", k, &core.ConfigMapList{}, func(o runtime.Object) any { return o.(*core.ConfigMap).Data }, parametersRead(k))
+		f.optional = true
+		r.configs[k] = f
+		s.feeds = append(s.feeds, f)
+		start(f)
+	}
+}
 
 // referencesMax bounds the Secrets that are watched one by one.
 const referencesMax = 2000
@@ -25,6 +60,9 @@ type references struct {
 	rules    map[mesh.Ref][]string
 	changed  bool
 	feeds    map[key]*feed
+	// parameters are the ConfigMaps that Gateways name, which are watched one by one, too.
+	parameters map[key]bool
+	configs    map[key]*feed
 }
 
 type gateway struct {
@@ -36,7 +74,7 @@ type gateway struct {
 }
 
 func newReferences() references {
-	return references{gateways: map[mesh.Ref]*gateway{}, rules: map[mesh.Ref][]string{}, feeds: map[key]*feed{}}
+	return references{gateways: map[mesh.Ref]*gateway{}, rules: map[mesh.Ref][]string{}, feeds: map[key]*feed{}, configs: map[key]*feed{}}
 }
 
 // configured takes over what a changed object refers to.
@@ -165,6 +203,7 @@ func (s *Store) refer(start func(*feed)) {
 		return
 	}
 	r.changed = false
+	s.configure(start)
 	wanted := r.wanted()
 	for _, name := range []string{PluggedSecret, s.config.Keys} {
 		// Who may write a Gateway could have any proxy of this namespace given the authority's key otherwise.

@@ -58,6 +58,8 @@ var installed = map[string]string{
 	"Lease": "coordination.k8s.io/leases", "MutatingWebhookConfiguration": "admissionregistration.k8s.io/mutatingwebhookconfigurations",
 	"ClusterTrustBundle":             "certificates.k8s.io/clustertrustbundles",
 	"ValidatingWebhookConfiguration": "admissionregistration.k8s.io/validatingwebhookconfigurations",
+	"Deployment":                     "apps/deployments", "ServiceAccount": "/serviceaccounts",
+	"HorizontalPodAutoscaler": "autoscaling/horizontalpodautoscalers", "PodDisruptionBudget": "policy/poddisruptionbudgets",
 }
 
 func newServer(t testing.TB) *apiServer {
@@ -211,7 +213,11 @@ func clone(o object) object {
 func (s *apiServer) remove(kind, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := resourceOf(kind)
+	s.drop(resourceOf(kind), name)
+}
+
+// drop removes an object. The caller holds mu.
+func (s *apiServer) drop(r, name string) {
 	o := clone(s.objects[r][name])
 	delete(s.objects[r], name)
 	s.version++
@@ -547,6 +553,10 @@ func (s *apiServer) serveOne(w http.ResponseWriter, r *http.Request, resource, n
 		refusal(w, http.StatusConflict, "AlreadyExists")
 		return
 	case r.Method == http.MethodGet:
+		answer(w, http.StatusOK, old)
+		return
+	case r.Method == http.MethodDelete:
+		s.drop(resource, namespace+"/"+name)
 		answer(w, http.StatusOK, old)
 		return
 	}

@@ -46,6 +46,7 @@ const (
 type standing struct {
 	resource   schema.GroupVersionResource
 	generation int64
+	uid        string
 	version    string // of the object, so that nothing newer is overwritten
 	observed   int64
 	conditions []any // of whomever
@@ -68,7 +69,7 @@ func standingOf(u *unstructured.Unstructured) *standing {
 	gvk := u.GroupVersionKind()
 	s := &standing{
 		resource:   schema.GroupVersionResource{Group: gvk.Group, Version: gvk.Version, Resource: plural(gvk.Kind)},
-		generation: u.GetGeneration(), version: u.GetResourceVersion(),
+		generation: u.GetGeneration(), uid: string(u.GetUID()), version: u.GetResourceVersion(),
 	}
 	if gvk.Group == api.GroupGateway {
 		s.whole, _, _ = unstructured.NestedMap(u.Object, "status") // a copy
@@ -114,6 +115,16 @@ func (w *statusWriter) read(ref api.Ref, s *standing, faults []api.Fault) {
 	defer w.mu.Unlock()
 	w.objects[ref] = &account{s, faults}
 	w.judge(ref)
+}
+
+// uid is that of an object which has a status; empty if there is none.
+func (w *statusWriter) uid(ref api.Ref) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if a := w.objects[ref]; a != nil {
+		return a.uid
+	}
+	return ""
 }
 
 func (w *statusWriter) forget(ref api.Ref) {

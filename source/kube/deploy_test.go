@@ -1,0 +1,110 @@
+package kube
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lateen-mesh/lateen/api"
+)
+
+// gatewayCondition is a condition of a Gateway; nil if there is none.
+func (s *apiServer) gatewayCondition(name, kind string) object {
+	status, _ := s.get(api.KindListenedGateway, name)["status"].(object)
+	list, _ := status["conditions"].([]any)
+	for _, c := range list {
+		if m, _ := c.(object); m["type"] == kind {
+			return m
+		}
+	}
+	return nil
+}
+
+const edgeText = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, uid: some-uid}
+spec:
+  gatewayClassName: istio
+  listeners: [{name: http, port: 80, protocol: HTTP}, {name: admin, port: 8080, protocol: HTTP}]
+  infrastructure: {labels: {team: a}, annotations: {note: b}}
+`
+
+// ports are those of the Gateway's Service.
+func (s *apiServer) ports() []any {
+	spec, _ := s.get("Service", "default/edge-istio")["spec"].(object)
+	list, _ := spec["ports"].([]any)
+	var out []any
+	for _, p := range list {
+		out = append(out, p.(object)["port"])
+	}
+	return out
+}
+
+// TestDeploy: what runs a Gateway comes by itself, is repaired, tells its address, follows its parameters, and goes when
+// the Gateway runs elsewhere.
+func TestDeploy(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	s.apply(edgeText)
+	r := follow(t, s)
+	kinds := []string{"ServiceAccount", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
+	all := func() bool {
+		return !slices.ContainsFunc(kinds, func(kind string) bool { return s.get(kind, "default/edge-istio") == nil })
+	}
+	r.await("it is deployed", all)
+	for _, kind := range kinds {
+		m := metadataOf(s.get(kind, "default/edge-istio"))
+		owners, _ := m["ownerReferences"].([]any)
+		labels, _ := m["labels"].(object)
+		notes, _ := m["annotations"].(object)
+		if len(owners) != 1 || owners[0].(object)["uid"] != "some-uid" || labels["team"] != "a" || notes["note"] != "b" {
+			t.Errorf("%s: %v", kind, m)
+		}
+	}
+	r.await("the classes are made", func() bool {
+		return s.get(api.KindGatewayClass, "/lateen") != nil && s.get(api.KindGatewayClass, "/istio") != nil
+	})
+	r.await("the gateway waits for its address", func() bool {
+		c := s.gatewayCondition("default/edge", "Programmed")
+		return c["reason"] == "AddressNotAssigned" && s.gatewayCondition("default/edge", "Accepted")["status"] == "True"
+	})
+	if !r.Serves("default", "edge-istio", "edge") || r.Serves("default", "edge-istio", "other") || r.Serves("default", "default", "") {
+		t.Error("it is not told by its account")
+	}
+
+	o := s.get("Service", "default/edge-istio")
+	o["status"] = object{"loadBalancer": object{"ingress": []any{object{"ip": "10.9.9.9"}}}}
+	s.put(o)
+	o = s.get("Deployment", "default/edge-istio")
+	o["status"] = object{"availableReplicas": 1}
+	s.put(o)
+	r.await("it has its address", func() bool {
+		status, _ := s.get(api.KindListenedGateway, "default/edge")["status"].(object)
+		list, _ := status["addresses"].([]any)
+		return len(list) == 1 && list[0].(object)["value"] == "10.9.9.9" && s.gatewayCondition("default/edge", "Programmed")["status"] == "True"
+	})
+
+	o = s.get("Service", "default/edge-istio")
+	o["spec"].(object)["ports"] = []any{object{"name": "other", "port": 1}}
+	s.put(o)
+	r.await("it is repaired", func() bool { return slices.Equal(s.ports(), []any{15021.0, 80.0, 8080.0}) })
+
+	s.apply(strings.Replace(edgeText, "infrastructure: {", "infrastructure: {parametersRef: {group: '', kind: ConfigMap, name: edge}, ", 1))
+	r.await("there are no such parameters", func() bool {
+		return s.gatewayCondition("default/edge", "Accepted")["reason"] == "InvalidParameters"
+	})
+	s.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: edge}\ndata: {service: '{spec: {type: ClusterIP}}', deployment: '{spec: {replicas: 3}}'}\n")
+	r.await("it follows its parameters", func() bool {
+		service, _ := s.get("Service", "default/edge-istio")["spec"].(object)
+		deployment, _ := s.get("Deployment", "default/edge-istio")["spec"].(object)
+		return service["type"] == "ClusterIP" && deployment["replicas"] == 3.0
+	})
+
+	s.apply("apiVersion: v1\nkind: Service\nmetadata: {name: ingress}\nspec: {selector: {app: ingress}, ports: [{name: http, port: 80}]}\n")
+	s.apply(edgeText + "  addresses: [{type: Hostname, value: ingress}]\n")
+	r.await("it runs elsewhere", func() bool {
+		gone := !slices.ContainsFunc(kinds, func(kind string) bool { return s.get(kind, "default/edge-istio") != nil })
+		return gone && s.gatewayCondition("default/edge", "Programmed")["status"] == "True"
+	})
+}
