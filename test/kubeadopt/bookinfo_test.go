@@ -62,7 +62,59 @@ func (r *rig) bookinfo() {
 	atGateway.survives(r.Mesh, "users come by the gateway", users.end)
 	r.Do("delete", "service", "productpage-direct")
 	r.strict(atGateway)
+	r.releases(atGateway)
 	atGateway.end()
+}
+
+// releases gives some users another version of reviews, which productpage calls inside of the mesh.
+func (r *rig) releases(users *load) {
+	r.Helper()
+	edge := "http://" + r.gateway
+	gets := func(user, version string) string {
+		var header []string
+		if user != "" {
+			header = []string{"Cookie", "user=" + user}
+		}
+		trail, err := page(r.client, edge, header...)
+		if err == nil && trail.version("reviews") != version {
+			err = fmt.Errorf("user %q gets reviews %q, not %s", user, trail.version("reviews"), version)
+		}
+		return text(nil, err)
+	}
+	for _, row := range []struct {
+		section string
+		users   [][2]string // name and version; the first one shows that the route is in force
+	}{
+		{"A canary by header", [][2]string{{"jason", "v2"}, {"", "v1"}, {"ann", "v1"}}},
+		{"A canary by cookie", [][2]string{{"beta-ann", "v3"}, {"", "v1"}, {"jason", "v1"}}},
+		{"A copy for the canary", [][2]string{{"beta-ann", "v1"}, {"", "v1"}}},
+	} {
+		users.survives(r.Mesh, row.section, func() {
+			r.follow(row.section)
+			first := row.users[0]
+			r.Await("the route is in force", func() string { return gets(first[0], first[1]) })
+			for range 5 {
+				for _, u := range row.users {
+					if fault := gets(u[0], u[1]); fault != "" {
+						r.Errorf("%s: %s", row.section, fault)
+					}
+				}
+			}
+		})
+	}
+	copies := r.requests("default", "app=reviews,version=v3", `reporter="destination"`)
+	users.survives(r.Mesh, "a copy for the canary", func() {})
+	r.Await("copies come to reviews v3", func() string {
+		if now := r.requests("default", "app=reviews,version=v3", `reporter="destination"`); now < copies+some/2 {
+			return fmt.Sprintf("they were %v and are %v", copies, now)
+		}
+		return ""
+	})
+	users.survives(r.Mesh, "A canary by weight", func() {
+		r.follow("A canary by weight")
+		r.Await("reviews v3 is seen", func() string { return gets("", "v3") })
+		r.Await("reviews v1 is seen", func() string { return gets("", "v1") })
+	})
 }
 
 // inject runs the two commands of docs/adoption.md that bring one of the next pods into the mesh.
