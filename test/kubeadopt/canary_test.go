@@ -28,7 +28,7 @@ spec:
   selector: {matchLabels: {app: caller}}
   template:
     metadata: {labels: {app: caller}}
-    spec: {containers: [{name: caller, image: "lateen.test/peer:dev", args: [relay, ":8080", "http://web"], readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}}]}
+    spec: {containers: [{name: caller, image: "lateen.test/peer:dev", args: [relay, ":8080", "http://web"], readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 30}}]}
 ---
 apiVersion: v1
 kind: Service
@@ -61,7 +61,7 @@ spec:
       - name: web
         image: lateen.test/peer:dev
         args: [serve, ":8080"]
-        readinessProbe: {httpGet: {path: /ready, port: 8080}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /ready, port: 8080}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 30}
 ---
 apiVersion: v1
 kind: Service

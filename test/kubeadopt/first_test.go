@@ -26,7 +26,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 5
       containers:
-      - {name: db, image: "lateen.test/peer:dev", args: [greet, ":3306", ":3307", ":3308"], readinessProbe: {tcpSocket: {port: 3306}, periodSeconds: 1}}
+      - {name: db, image: "lateen.test/peer:dev", args: [greet, ":3306", ":3307", ":3308"], readinessProbe: {tcpSocket: {port: 3306}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 30}}
 ---
 apiVersion: v1
 kind: Service

@@ -34,7 +34,7 @@ spec:
       - name: server
         image: lateen.test/peer:dev
         args: [serve, ":8080"]
-        readinessProbe: {httpGet: {path: /ready, port: 8080}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /ready, port: 8080}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 30}
 ---
 apiVersion: v1
 kind: Service
@@ -83,7 +83,7 @@ func (r *rig) jobs() {
 		{"classic", hold, `"--quit", `},
 	} {
 		r.Step("Jobs with a proxy, "+row.name, func() {
-			r.Kubectl(r.Context(), "delete", "job", "-n", lifeNamespace, row.name, "--ignore-not-found") //nolint:errcheck // of an earlier run
+			r.Kubectl(r.Context(), "delete", "job", "-n", lifeNamespace, row.name, "--ignore-not-found")
 			r.Put(strings.NewReplacer("NAME", row.name, "COUNT", strconv.Itoa(each), "ANNOTATIONS", row.annotations,
 				"ARGS", `get, `+row.flag+`"http://server/`+row.name+`"`).Replace(job))
 			r.completes("job/" + row.name)
@@ -191,7 +191,7 @@ spec:
   selector: {matchLabels: {app: caller}}
   template:
     metadata: {labels: {app: caller}}
-    spec: {containers: [{name: caller, image: "lateen.test/peer:dev", args: [relay, ":8080", "http://server"], readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}}]}
+    spec: {containers: [{name: caller, image: "lateen.test/peer:dev", args: [relay, ":8080", "http://server"], readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 30}}]}
 ---
 apiVersion: v1
 kind: Service
