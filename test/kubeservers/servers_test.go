@@ -44,7 +44,6 @@ type rig struct {
 	network *os.File
 	dir     string // of programs, state and sockets
 	account string // kubeconfig of lateend's service account
-	servers []*server
 }
 
 // server is one lateend.
