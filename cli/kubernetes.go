@@ -12,6 +12,9 @@ import (
 // kubernetes are the commands that lateen-kube does, with all their flags: see package cli/kube.
 func (a *app) kubernetes() []*cobra.Command {
 	list := []*cobra.Command{
+		{Use: "install", Short: "Install the mesh in a Kubernetes cluster"},
+		{Use: "upgrade", Short: "Change an installation in Kubernetes, with the values that it has"},
+		{Use: "uninstall", Short: "Take the mesh, or one revision of it, out of a Kubernetes cluster"},
 		{Use: "manifest", Short: "Show what is installed in Kubernetes"},
 		{Use: "profile", Short: "Show the profiles of an installation in Kubernetes"},
 	}

@@ -36,8 +36,8 @@ const DefaultProfile = "default"
 // release is what the chart is told that it is called; no object's name says it.
 const release = "lateen"
 
-// definitionsFile is the chart's file of CustomResourceDefinitions.
-const definitionsFile = "chart/crds/istio.yaml"
+// definitionsFolder is where the chart has its CustomResourceDefinitions.
+const definitionsFolder = "chart/crds"
 
 //go:embed all:chart
 var chartFiles embed.FS
@@ -106,12 +106,19 @@ func Values(c Config) (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := ReadValues([]byte(text))
+	profile, err := ReadValues([]byte(text))
 	if err != nil {
 		return nil, fmt.Errorf("profile %s: %w", c.Profile, err)
 	}
+	given, err := Given(c)
+	return Over(profile, given), err
+}
+
+// Given are those of Values that are not the profile's.
+func Given(c Config) (map[string]any, error) {
+	out := map[string]any{}
 	for _, layer := range c.Values {
-		out = over(out, layer)
+		out = Over(out, layer)
 	}
 	for _, set := range c.Set {
 		if err := strvals.ParseInto(set, out); err != nil {
@@ -124,14 +131,14 @@ func Values(c Config) (map[string]any, error) {
 	return out, nil
 }
 
-// over lays values over others: maps are joined, all else is replaced. The result shares no map with either.
-func over(below, above map[string]any) map[string]any {
+// Over lays values over others: maps are joined, all else is replaced. The result shares no map with either.
+func Over(below, above map[string]any) map[string]any {
 	out := map[string]any{}
 	for _, layer := range []map[string]any{below, above} {
 		for k, v := range layer {
 			if upper, is := v.(map[string]any); is {
 				lower, _ := out[k].(map[string]any)
-				v = over(lower, upper)
+				v = Over(lower, upper)
 			}
 			out[k] = v
 		}
@@ -185,7 +192,7 @@ func render(c *chart.Chart, values map[string]any) ([]Object, error) {
 	}
 	var out []Object
 	for _, name := range slices.Sorted(maps.Keys(texts)) {
-		list, err := split(texts[name])
+		list, err := Parse(texts[name])
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
@@ -197,18 +204,44 @@ func render(c *chart.Chart, values map[string]any) ([]Object, error) {
 	return out, nil
 }
 
-// Definitions are the CustomResourceDefinitions of Istio's API. As with Helm they are no part of an installation: they stay
+// Version is that of the chart: of what is installed.
+func Version() (string, error) {
+	c, err := load()
+	if err != nil {
+		return "", err
+	}
+	return c.Metadata.AppVersion, nil
+}
+
+// Ground is the namespace of an installation. It is no part of one: it stays when that goes.
+func Ground() Object {
+	return Object{"v1", "Namespace", "", Namespace, "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + Namespace + "}\n"}
+}
+
+// Definitions are the CustomResourceDefinitions of Istio's API and of our own. As with Helm they are no part of an installation: they stay
 // when it goes, with everything that users wrote.
 func Definitions() ([]Object, error) {
-	text, err := chartFiles.ReadFile(definitionsFile)
+	var out []Object
+	files, err := chartFiles.ReadDir(definitionsFolder)
 	if err != nil {
 		return nil, fmt.Errorf("read the definitions: %w", err)
 	}
-	return split(string(text))
+	for _, f := range files {
+		text, err := chartFiles.ReadFile(path.Join(definitionsFolder, f.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("read the definitions: %w", err)
+		}
+		list, err := Parse(string(text))
+		if err != nil {
+			return nil, fmt.Errorf("read the definitions %s: %w", f.Name(), err)
+		}
+		out = append(out, list...)
+	}
+	return out, nil
 }
 
-// split takes documents apart. Those without a kind are none.
-func split(text string) ([]Object, error) {
+// Parse takes documents of YAML apart. Those without a kind are none.
+func Parse(text string) ([]Object, error) {
 	var out []Object
 	for doc := range strings.SplitSeq("\n"+text, "\n---\n") {
 		doc = strings.Trim(doc, "\n") + "\n"
@@ -228,22 +261,6 @@ func split(text string) ([]Object, error) {
 		}
 	}
 	return out, nil
-}
-
-// kinds is the order in which objects are applied: what others name or need goes first. The webhook goes before
-// Deployments, as a gateway's pod that is made without it has no proxy, and the
-// CNI plugin before the webhook, as pods that are told to count on it wait for it.
-var kinds = []string{
-	"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap", "Service",
-	"DaemonSet", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler",
-}
-
-// rank is the place of a kind in the order; those that are not listed go last.
-func rank(kind string) int {
-	if i := slices.Index(kinds, kind); i >= 0 {
-		return i
-	}
-	return len(kinds)
 }
 
 // Manifest writes objects one behind the other, as `kubectl apply -f` takes them.

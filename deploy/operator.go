@@ -213,7 +213,7 @@ func (t *translation) take(to string, n *yaml.Node) error {
 	for _, name := range slices.Backward(names) {
 		value = map[string]any{name: value}
 	}
-	t.out.Values = over(t.out.Values, value.(map[string]any))
+	t.out.Values = Over(t.out.Values, value.(map[string]any))
 	return nil
 }
 

@@ -33,6 +33,9 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
+// errTold ends the program with codeFailed; why has been told.
+var errTold = errors.New("it was told why")
+
 // app is what the commands share.
 type app struct {
 	in       io.Reader
@@ -52,6 +55,9 @@ func Execute(ctx context.Context, args []string, in io.Reader, out, errs io.Writ
 		return 0
 	}
 	code := codeFailed
+	if errors.Is(err, errTold) {
+		return code
+	}
 	if _, ok := errors.AsType[usageError](err); ok || strings.HasPrefix(err.Error(), "unknown command") {
 		code, err = codeUsage, fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	}
@@ -74,7 +80,7 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{Use: "lateen", Short: "Install the mesh in Kubernetes", SilenceErrors: true, SilenceUsage: true}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(a.manifest(), a.profile())
+	root.AddCommand(a.install(), a.upgrade(), a.uninstall(), a.manifest(), a.profile())
 	return root
 }
 
@@ -90,7 +96,10 @@ func (a *app) manifest() *cobra.Command {
 			"  lateen manifest generate --set hub=example.org/lateen | kubectl apply --server-side -f -",
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			objects, err := w.render(a, cmd.Flags().Changed("profile"))
+			if err := w.read(a, cmd.Flags().Changed("profile")); err != nil {
+				return err
+			}
+			objects, err := deploy.Render(w.config)
 			if err != nil {
 				return err
 			}
@@ -106,7 +115,7 @@ func (a *app) manifest() *cobra.Command {
 	}
 	w.flags(cmd)
 	cmd.Flags().BoolVar(&bare, "skip-crds", false, "leave out the CustomResourceDefinitions")
-	group.AddCommand(cmd)
+	group.AddCommand(cmd, a.diff())
 	return group
 }
 
@@ -141,8 +150,9 @@ func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 // wanted is what the flags say of an installation.
 type wanted struct {
-	config deploy.Config
-	files  []string
+	config       deploy.Config
+	files        []string
+	profileMeant bool // a flag or a file names it
 }
 
 func (w *wanted) flags(cmd *cobra.Command) {
@@ -153,35 +163,36 @@ func (w *wanted) flags(cmd *cobra.Command) {
 	f.StringVar(&w.config.Revision, "revision", "", "revision of the control plane; empty: default")
 }
 
-// render makes the objects. What of an IstioOperator has no meaning is told as a warning; its profile counts unless the
-// flag is given.
-func (w *wanted) render(a *app, profileGiven bool) ([]deploy.Object, error) {
+// read reads the files. What of an IstioOperator has no meaning is told as a warning; its profile counts unless the flag is
+// given.
+func (w *wanted) read(a *app, profileGiven bool) error {
+	w.profileMeant = profileGiven
 	for _, name := range w.files {
 		text, err := readFile(name, a.in)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if !deploy.IsOperator(text) {
 			values, err := deploy.ReadValues(text)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
+				return fmt.Errorf("%s: %w", name, err)
 			}
 			w.config.Values = append(w.config.Values, values)
 			continue
 		}
 		o, err := deploy.Translate(name, string(text))
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, warning := range o.Warnings {
 			_, _ = fmt.Fprintln(a.err, "Warning:", warning)
 		}
 		if o.Profile != "" && !profileGiven {
-			w.config.Profile = o.Profile
+			w.config.Profile, w.profileMeant = o.Profile, true
 		}
 		w.config.Values = append(w.config.Values, o.Values)
 	}
-	return deploy.Render(w.config)
+	return nil
 }
 
 func readFile(name string, in io.Reader) ([]byte, error) {

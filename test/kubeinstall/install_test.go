@@ -1,12 +1,15 @@
 package kubeinstall
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/lateen-mesh/lateen/cli/kube"
 	"github.com/lateen-mesh/lateen/deploy"
 	"github.com/lateen-mesh/lateen/test/kubemesh"
 )
@@ -66,12 +69,29 @@ spec:
 // rig is a cluster that Lateen is installed in.
 type rig struct{ *kubemesh.Mesh }
 
-// TestInstall: what the chart makes runs with the rights that it gives itself, injects, and carries requests.
+// images name those of this checkout.
+var images = []string{"--set", "hub=" + kubemesh.Hub, "--set", "imagePullPolicy=IfNotPresent"}
+
+// lateen runs a command of lateen's against the cluster, and returns what it printed.
+func (r rig) lateen(args ...string) string {
+	r.Helper()
+	var out, errs strings.Builder
+	if code := kube.Execute(r.Context(), append(args, "--kubeconfig", r.Kubeconfig), strings.NewReader(""), &out, &errs); code != 0 {
+		r.Broken(fmt.Errorf("lateen %s: exit code %d: %s\n%s", strings.Join(args, " "), code, errs.String(), out.String()))
+	}
+	r.Logf("lateen %s\n%s", strings.Join(args, " "), out.String())
+	return out.String()
+}
+
+// TestInstall: what the command installs runs with the rights that the chart gives it, injects, and carries requests; it
+// is changed, stood beside, and taken away by commands.
 func TestInstall(t *testing.T) {
-	r := rig{kubemesh.Up(t, kubemesh.Config{Nodes: 1})}
+	r := rig{kubemesh.Up(t, kubemesh.Config{Nodes: 1, Bare: true})}
 	if err := r.Load(t.Context(), map[string]string{"lateen.test/web:1": filepath.Join("../..", "bin/kube/toolbox")}); err != nil {
 		t.Fatal(err)
 	}
+	install := append([]string{"install", "--profile", "ambient-ready"}, images...)
+	r.Step("install", func() { r.lateen(install...) })
 	r.Put(app)
 	r.Ready("shop", "deploy/web")
 	r.jobs()
@@ -79,7 +99,27 @@ func TestInstall(t *testing.T) {
 	if out := r.Do("logs", "-n", deploy.Namespace, "deploy/lateend"); strings.Contains(out, "forbidden") {
 		t.Errorf("lateend lacks a right:\n%s", out)
 	}
-	// Its replacement has the same key: the proxies know it.
+	r.Step("replace lateend", r.replaced)
+	r.Step("install again", func() {
+		out := strings.ReplaceAll(r.lateen(install...), "unchanged", "")
+		for _, change := range []string{"created", "changed", "deleted"} {
+			if strings.Contains(out, change) {
+				t.Errorf("something was %s", change)
+			}
+		}
+		if out := r.lateen(append([]string{"manifest", "diff", "--profile", "ambient-ready"}, images...)...); out != "" {
+			t.Errorf("there are differences:\n%s", out)
+		}
+	})
+	r.Step("upgrade in place", r.upgraded)
+	r.Step("upgrade beside", r.beside)
+	r.Step("upgrade to what is not there", r.broken)
+	r.Step("uninstall", r.uninstalled)
+}
+
+// replaced: lateend's replacement has the same key: the proxies know it.
+func (r rig) replaced() {
+	r.Helper()
 	roots := func() string {
 		return r.Do("get", "configmap", "-n", "shop", "istio-ca-root-cert", "-o", `jsonpath={.data.root-cert\.pem}`)
 	}
@@ -90,7 +130,115 @@ func TestInstall(t *testing.T) {
 	r.Ready("shop", "deploy/web")
 	r.gateway()
 	if after := roots(); after != before || !strings.Contains(after, "CERTIFICATE") {
-		t.Errorf("the roots were\n%s\nand are\n%s", before, after)
+		r.Errorf("the roots were\n%s\nand are\n%s", before, after)
+	}
+}
+
+// upgraded: values stay unless they are given anew, and what is no longer wanted goes.
+func (r rig) upgraded() {
+	r.Helper()
+	r.lateen("upgrade", "--set", "lateend.replicas=2")
+	if got := r.Do("get", "pdb,daemonset", "-n", deploy.Namespace, "-o", "name"); got != "poddisruptionbudget.policy/lateend\ndaemonset.apps/lateen-cni" {
+		r.Errorf("with two replicas there are %s", got)
+	}
+	if out := r.lateen("upgrade", "--set", "lateend.replicas=1"); !strings.Contains(out, "deleted PodDisruptionBudget istio-system/lateend") {
+		r.Errorf("nothing was deleted:\n%s", out)
+	}
+	const ready = `jsonpath={.spec.profile} {.spec.values.hub} {.status.conditions[0].status} {.status.conditions[0].reason}`
+	if got := r.Do("get", "installation", "default", "-o", ready); got != "ambient-ready lateen.test True Installed" {
+		r.Errorf("the record says %s", got)
+	}
+}
+
+// beside: a second control plane takes the application over, and gives it back.
+func (r rig) beside() {
+	r.Helper()
+	r.lateen("upgrade", "--revision", "canary")
+	for _, move := range []struct{ revision, label, other string }{{"canary", "istio.io/rev=canary", "istio-injection-"}, {"default", "istio-injection=enabled", "istio.io/rev-"}} {
+		r.Do("label", "namespace", "shop", "--overwrite", move.label, move.other)
+		r.Do("rollout", "restart", "-n", "shop", "deploy/web")
+		r.Ready("shop", "deploy/web")
+		r.Await("the old pod has ended", func() string {
+			if got := r.Do("get", "pods", "-n", "shop", "-l", "app=web", "-o", `jsonpath={.items[*].metadata.annotations.istio\.io/rev}`); got != move.revision {
+				return "the revisions are " + got
+			}
+			return ""
+		})
+		r.gateway()
+	}
+	r.lateen("uninstall", "--revision", "canary", "-y")
+	if got := r.installed("lateen.dev/installation=canary"); got != "" {
+		r.Errorf("of the revision there is left: %s", got)
+	}
+	r.gateway()
+}
+
+// until ends a context when a text was written.
+type until struct {
+	strings.Builder
+	text string
+	end  context.CancelFunc
+}
+
+func (u *until) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), u.text) {
+		u.end()
+	}
+	return u.Builder.Write(p)
+}
+
+// broken: an image that is not there is told as such while it is waited for, in the end, and in the record; what was there
+// goes on.
+func (r rig) broken() {
+	r.Helper()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	out := &until{text: "ImagePullBackOff", end: cancel}
+	var errs strings.Builder
+	if code := kube.Execute(ctx, []string{"upgrade", "--set", "tag=none", "--kubeconfig", r.Kubeconfig}, strings.NewReader(""), out, &errs); code != 1 {
+		r.Errorf("exit code %d", code)
+	}
+	r.Logf("%s%s", out.String(), errs.String())
+	record := r.Do("get", "installation", "default", "-o", "jsonpath={.status.conditions[0].status} {.status.conditions[0].message}")
+	for _, text := range []string{errs.String(), record} {
+		if !strings.Contains(text, "ImagePullBackOff: the image lateen.test/") || !strings.Contains(text, "--set tag=") {
+			r.Errorf("%s does not say what is wrong", text)
+		}
+	}
+	if !strings.HasPrefix(record, "False ") {
+		r.Errorf("the record says %s", record)
+	}
+	r.gateway()
+	r.lateen("upgrade", "--set", "tag=dev")
+}
+
+// installed are the names of all objects with a label.
+func (r rig) installed(label string) string {
+	r.Helper()
+	var kinds []string
+	for _, k := range deploy.Kinds() {
+		kinds = append(kinds, k.Resource.Resource+"."+k.Resource.Group)
+	}
+	return r.Do("get", strings.ReplaceAll(strings.Join(kinds, ","), ".,", ","), "-A", "-l", label, "-o", "name")
+}
+
+// uninstalled: nothing is left but the definitions and the namespace, and pods start without proxies.
+func (r rig) uninstalled() {
+	r.Helper()
+	out := r.lateen("uninstall", "--purge", "-y")
+	if !strings.Contains(out, "1 pods have a proxy of it") || strings.Contains(out, "‼") {
+		r.Errorf("it said\n%s", out)
+	}
+	left := []string{r.installed("lateen.dev/installation"), r.installed("app.kubernetes.io/part-of=lateen"), r.Do("get", "installations", "-o", "name")}
+	left = append(left, r.Do("get", "configmaps", "-A", "--field-selector", "metadata.name=istio-ca-root-cert", "-o", "name"))
+	left = append(left, r.Do("get", "secrets,leases,pods", "-n", deploy.Namespace, "-o", "name"))
+	if got := strings.Join(left, ""); got != "" {
+		r.Errorf("there is left: %s", got)
+	}
+	r.Do("rollout", "restart", "-n", "shop", "deploy/web")
+	r.Ready("shop", "deploy/web")
+	if out := r.lateen("uninstall", "--purge", "-y"); !strings.Contains(out, "There is nothing") {
+		r.Errorf("it said\n%s", out)
 	}
 }
 

@@ -1,0 +1,106 @@
+package apply
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"github.com/lateen-mesh/lateen/deploy"
+)
+
+// Difference is what would become of an object.
+type Difference struct {
+	Object deploy.Object
+	Change Change
+	// Before and After are the whole of it as YAML, without what the cluster alone says; empty: it is not there.
+	Before, After string
+}
+
+// Compare says what Install would do with a revision. It changes nothing: the API server is asked what would come of each
+// object.
+func (a *Applier) Compare(ctx context.Context, i Installation) ([]Difference, error) {
+	objects, err := deploy.Render(i.Config())
+	if err != nil {
+		return nil, err
+	}
+	definitions, err := deploy.Definitions()
+	if err != nil {
+		return nil, err
+	}
+	var out []Difference
+	for _, o := range slices.Concat(definitions, []deploy.Object{deploy.Ground()}, objects) {
+		d, err := a.compare(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	there, err := a.made(ctx, i.Name)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range there {
+		if slices.ContainsFunc(objects, func(wanted deploy.Object) bool { return wanted.String() == o.String() }) {
+			continue
+		}
+		live, err := a.live(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		if live != nil {
+			out = append(out, Difference{Object: o, Change: Deleted, Before: bare(live)})
+		}
+	}
+	return out, nil
+}
+
+func (a *Applier) compare(ctx context.Context, o deploy.Object) (Difference, error) {
+	d := Difference{Object: o, Change: Created}
+	live, err := a.live(ctx, o)
+	if err != nil {
+		return d, err
+	}
+	if live == nil {
+		d.After, err = Normal(o)
+		return d, err
+	}
+	d.Change, d.Before = Unchanged, bare(live)
+	force := o.Kind != definition // another's definition stays as it is
+	after, err := a.patch(ctx, o, metav1.PatchOptions{FieldManager: Manager, Force: &force, DryRun: []string{metav1.DryRunAll}})
+	if apierrors.IsConflict(err) {
+		after, err = live, nil
+	}
+	if err != nil {
+		return d, fmt.Errorf("ask what would come of %s: %w%s", o, err, next(err))
+	}
+	if d.After = bare(after); d.After != d.Before {
+		d.Change = Changed
+	}
+	return d, nil
+}
+
+// Normal is an object's YAML with its fields in the order that Compare writes, so that two can be compared.
+func Normal(o deploy.Object) (string, error) {
+	var u unstructured.Unstructured
+	if err := yaml.Unmarshal([]byte(o.YAML), &u.Object); err != nil {
+		return "", fmt.Errorf("read %s: %w", o, err)
+	}
+	return bare(&u), nil
+}
+
+// bare is an object without what the cluster alone says of it.
+func bare(u *unstructured.Unstructured) string {
+	c := u.DeepCopy()
+	unstructured.RemoveNestedField(c.Object, "status")
+	for _, field := range []string{"managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink"} {
+		unstructured.RemoveNestedField(c.Object, "metadata", field)
+	}
+	text, err := yaml.Marshal(c.Object)
+	return cmp.Or(string(text), fmt.Sprint(err))
+}
