@@ -50,6 +50,7 @@ func TestValidate(t *testing.T) {
 		{"faulty", faulty, admission.Create, `spec.http[0].timeout: "never" is not a duration`, ""},
 		{"changed to faulty", faulty, admission.Update, `spec.http[0].timeout: "never" is not a duration`, ""},
 		{"deleted", faulty, admission.Delete, "", ""},
+		{"faulty, but going", strings.Replace(faulty, `"name":"a"`, `"name":"a","deletionTimestamp":"2026-01-02T03:04:05Z"`, 1), admission.Update, "", ""},
 		{"two faults", object("Gateway", `{"servers":[{"hosts":[],"port":{"number":0,"name":"http","protocol":"X"}}]}`), admission.Create, "\n", ""},
 		{"doubtful", object("VirtualService", `{"hosts":["a"],"http":[{"mirror":{"host":"b"},"mirrorPercent":1,"route":[{"destination":{"host":"a"}}]}]}`), admission.Create, "", "spec.http[0].mirrorPercent: is deprecated; write mirrorPercentage instead"},
 		{"no object", `7`, admission.Create, "must be an object", ""},
