@@ -233,7 +233,7 @@ func TestSchemas(t *testing.T) {
 		}
 	}
 	var all strings.Builder
-	lines := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(text)), "\n"), func(line string) bool { return strings.HasPrefix(line, "#") })
+	lines := slices.DeleteFunc(strings.Split(strings.TrimRight(string(text), "\n"), "\n"), func(line string) bool { return strings.HasPrefix(line, "#") })
 	for i, line := range lines {
 		kind, rest, _ := strings.Cut(line, " | ")
 		spec, _, _ := strings.Cut(rest, " | ")
