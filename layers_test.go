@@ -32,7 +32,7 @@ var layers = map[string]string{
 	"proxy":     "plan xds/native xds/client identity telemetry",
 	"control":   "api inject source mesh compile plan xds identity telemetry",
 	"deploy":    "",
-	"cli":       "api source mesh plan identity redirect telemetry deploy",
+	"cli":       "api inject source mesh plan identity redirect telemetry deploy",
 	"cmd":       "control inject cni source/kube cli plan proxy redirect identity",
 	"examples":  "",
 	"test":      "api source mesh compile plan xds identity redirect telemetry proxy control cli deploy",

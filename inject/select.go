@@ -49,6 +49,12 @@ func compileSelectors(list []meta.LabelSelector) ([]namedSelector, error) {
 	return out, nil
 }
 
+// Decide says whether a pod that the webhook is asked about gets a proxy.
+func (in *Injector) Decide(pod *core.Pod, namespace string) Decision {
+	d, _ := in.decide(pod, namespace)
+	return d
+}
+
 // decide judges a pod that the API server has sent, in Istio's order (pkg/kube/inject, injectRequired). That the pod
 // has a proxy already is judged first: a second one would take its ports.
 func (in *Injector) decide(pod *core.Pod, namespace string) (Decision, []string) {
