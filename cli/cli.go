@@ -45,6 +45,7 @@ func (e *exitError) Unwrap() error { return e.err }
 type app struct {
 	mesh     string
 	dir      host.Dir
+	args     []string // as they were given
 	in       *os.File
 	out, err *os.File
 	// accelerate is for the host that is started, if one is.
@@ -66,6 +67,7 @@ func Execute(ctx context.Context, args []string, in, out, errs *os.File) int {
 }
 
 func (a *app) execute(ctx context.Context, args []string) int {
+	a.args = args
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(a.in)

@@ -50,6 +50,8 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
+	t.Setenv("KUBECONFIG", "") // nothing is asked of a cluster
+	t.Setenv("HOME", t.TempDir())
 	base, err := os.MkdirTemp("", "lc") //nolint:usetesting // Shorter than TempDir: paths of sockets are bounded.
 	if err != nil {
 		t.Fatal(err)

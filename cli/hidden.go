@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"context"
+	"net/http"
 	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lateen-mesh/lateen/cli/host"
+	"github.com/lateen-mesh/lateen/cli/show"
 )
 
 // hidden are the commands that lateen starts itself.
@@ -40,13 +43,53 @@ func (a *app) hidden() []*cobra.Command {
 	return list
 }
 
+// version is `lateen version`.
 func (a *app) version() *cobra.Command {
-	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: checked(cobra.NoArgs),
-		RunE: func(*cobra.Command, []string) error {
-			say(a.out, "lateen %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	var client bool
+	var output string
+	cmd := &cobra.Command{
+		Use: "version", Short: "Print the versions of this program and of the mesh", Args: checked(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := format(output, "text", "json"); err != nil {
+				return err
+			}
+			v := show.Versions{Client: version() + " " + runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH}
+			switch {
+			case client:
+			case a.inCluster(cmd):
+				return a.toKubernetes(cmd, a.args)
+			default:
+				a.versions(cmd.Context(), &v)
+			}
+			if output == "json" {
+				return show.JSON(a.out, v)
+			}
+			say(a.out, "%s", v.Text())
 			return nil
 		},
+	}
+	cmd.Flags().BoolVar(&client, "client", false, "of this program only")
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	clusterFlags(cmd)
+	return cmd
+}
+
+// versions asks the mesh of this machine, if one runs.
+func (a *app) versions(ctx context.Context, v *show.Versions) {
+	var control struct {
+		Version string `json:"version"`
+	}
+	if err := host.Call(ctx, a.dir.API(), http.MethodGet, "/status", nil, &control); err == nil && control.Version != "" {
+		v.Control = append(v.Control, control.Version)
+	}
+	list, err := a.proxies(ctx)
+	if err != nil {
+		return
+	}
+	for _, p := range list {
+		if p.Version != "" {
+			v.Proxies = append(v.Proxies, p.Version)
+		}
 	}
 }
 

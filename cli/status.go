@@ -56,10 +56,13 @@ func (a *app) proxies(ctx context.Context) ([]show.Proxy, error) {
 
 // status is `lateen status`.
 func (a *app) status() *cobra.Command {
-	var output string
+	var output, namespace string
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show every proxy: identity, orders, memory", Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.inCluster(cmd) {
+				return a.toKubernetes(cmd, a.args)
+			}
 			if err := format(output, "text", "json"); err != nil {
 				return err
 			}
@@ -67,6 +70,7 @@ func (a *app) status() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			list = slices.DeleteFunc(list, func(p show.Proxy) bool { return namespace != "" && p.Namespace != namespace })
 			if output == "json" {
 				return show.JSON(a.out, list)
 			}
@@ -75,6 +79,8 @@ func (a *app) status() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only of this namespace; empty: of all")
+	clusterFlags(cmd)
 	return cmd
 }
 
@@ -111,6 +117,9 @@ func (a *app) proxyConfig() *cobra.Command {
 		Use:     "proxy-config NAME [all|listeners|routes|clusters|endpoints|secrets|names]",
 		Aliases: []string{"pc"}, Short: "Show the orders that a proxy obeys", Args: checked(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if a.inCluster(cmd) {
+				return a.toKubernetes(cmd, a.args)
+			}
 			if err := format(output, "text", "json"); err != nil {
 				return err
 			}
@@ -132,7 +141,28 @@ func (a *app) proxyConfig() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.Flags().StringVar(&filter, "name", "", "only what has this in its name")
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "the proxy's namespace")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "the proxy's namespace; in a cluster the context's, if none is given")
+	clusterFlags(cmd)
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		switch {
+		case len(args) == 1:
+			return show.Sections(), cobra.ShellCompDirectiveNoFileComp
+		case len(args) > 1:
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		if dir, err := host.DirOf(a.mesh); err == nil && a.dir == "" {
+			a.dir = dir
+		}
+		if a.inCluster(cmd) {
+			return a.completed(cmd, given(cmd), word)
+		}
+		running, _ := a.workloads()
+		var names []string
+		for _, w := range running {
+			names = append(names, w.Name+"."+w.Namespace)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
 	return cmd
 }
 

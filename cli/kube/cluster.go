@@ -30,6 +30,7 @@ func newCluster(cmd *cobra.Command) *cluster {
 	c := &cluster{flags: genericclioptions.NewConfigFlags(true)}
 	c.flags.CacheDir = nil // we keep nothing
 	c.flags.AddFlags(cmd.Flags())
+	c.complete(cmd)
 	return c
 }
 

@@ -81,6 +81,7 @@ func (a *app) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(a.install(), a.upgrade(), a.uninstall(), a.manifest(), a.profile())
+	root.AddCommand(a.check(), a.status(), a.proxyConfig(), a.version(), a.dashboard(), a.bugReport())
 	return root
 }
 
@@ -161,6 +162,7 @@ func (w *wanted) flags(cmd *cobra.Command) {
 	f.StringArrayVarP(&w.files, "filename", "f", nil, "file of values, or an IstioOperator; - for standard input; may be repeated, the last goes first")
 	f.StringArrayVar(&w.config.Set, "set", nil, "one value, such as lateend.replicas=2; goes before files; may be repeated")
 	f.StringVar(&w.config.Revision, "revision", "", "revision of the control plane; empty: default")
+	_ = cmd.RegisterFlagCompletionFunc("profile", profileNames) // it fails only for a flag that is not there
 }
 
 // read reads the files. What of an IstioOperator has no meaning is told as a warning; its profile counts unless the flag is
