@@ -1,0 +1,2 @@
+// Package kubegateway runs the Gateway API against a real API server: its own definitions, server-side apply, status.
+package kubegateway
