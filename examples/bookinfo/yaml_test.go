@@ -43,7 +43,7 @@ func (o object) text(path ...string) string {
 func configFiles(t *testing.T) []string {
 	t.Helper()
 	var files []string
-	for _, folder := range []string{"platform", "networking", "policy"} {
+	for _, folder := range []string{"platform", "platform/kubernetes", "networking", "policy"} {
 		found, err := filepath.Glob(folder + "/*.yaml")
 		if err != nil || len(found) == 0 {
 			t.Fatalf("no YAML in %s: %v", folder, err)
@@ -131,7 +131,7 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// TestDeployments holds platform/kubernetes.yaml to what the services, the subsets and the policies expect.
+// TestDeployments holds platform/kubernetes/workloads.yaml to what the services, the subsets and the policies expect.
 func TestDeployments(t *testing.T) {
 	var names, accounts []string
 	for _, o := range objects(t) {
