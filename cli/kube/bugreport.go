@@ -139,8 +139,13 @@ func (g *gathering) all(ctx context.Context, proxies int) error {
 		what   string
 		gather func(context.Context) error
 	}{
-		{"checks", g.checks}, {"versions", g.versions}, {"installation", g.installation}, {"configuration", g.configuration},
-		{"control plane", g.control}, {"proxies", func(ctx context.Context) error { return g.dataPlane(ctx, proxies) }}, {"events", g.events},
+		{"checks", g.checks},
+		{"versions", g.versions},
+		{"installation", g.installation},
+		{"configuration", g.configuration},
+		{"control plane", g.control},
+		{"proxies", func(ctx context.Context) error { return g.dataPlane(ctx, proxies) }},
+		{"events", g.events},
 	} {
 		if err := g.miss(part.what, part.gather(ctx)); err != nil {
 			return fmt.Errorf("write the report: %w", err)

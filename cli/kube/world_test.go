@@ -201,7 +201,7 @@ func (s *stage) world() *world {
 			s.t.Fatal("an object without a name")
 		}
 	}
-	clients := fake.NewSimpleClientset(typed...) //nolint:staticcheck // the newer one parses all of Kubernetes' schema for each test
+	clients := fake.NewSimpleClientset(typed...)
 	clients.Discovery().(*fakediscovery.FakeDiscovery).FakedServerVersion = &s.version
 	clients.PrependReactor("create", "selfsubjectaccessreviews", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		review := a.(clienttesting.CreateAction).GetObject().(*authorization.SelfSubjectAccessReview)

@@ -17,7 +17,8 @@ type Versions struct {
 
 // Text is what `lateen version` prints.
 func (v Versions) Text() string {
-	text := "lateen " + v.Client + "\n"
+	var text strings.Builder
+	text.WriteString("lateen " + v.Client + "\n")
 	for _, part := range []struct {
 		name string
 		list []string
@@ -31,8 +32,8 @@ func (v Versions) Text() string {
 			words = append(words, fmt.Sprintf("%s (%d)", version, counts[version]))
 		}
 		if len(words) > 0 {
-			text += part.name + " " + strings.Join(words, ", ") + "\n"
+			text.WriteString(part.name + " " + strings.Join(words, ", ") + "\n")
 		}
 	}
-	return text
+	return text.String()
 }

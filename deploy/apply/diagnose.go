@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -68,8 +69,8 @@ func judge(pod *corev1.Pod) trouble {
 			return trouble{name, name + " has no node: " + c.Message, "; make room on a node, or change the pod's resources, nodeSelector or tolerations"}
 		}
 	}
-	containers := append(pod.Spec.InitContainers[:len(pod.Spec.InitContainers):len(pod.Spec.InitContainers)], pod.Spec.Containers...)
-	for _, s := range append(pod.Status.InitContainerStatuses[:len(pod.Status.InitContainerStatuses):len(pod.Status.InitContainerStatuses)], pod.Status.ContainerStatuses...) {
+	containers := slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers)
+	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		w := s.State.Waiting
 		if w == nil && !s.Ready && s.State.Running != nil && s.LastTerminationState.Terminated != nil {
 			w = &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"} // it has a moment between two ends
@@ -133,6 +134,8 @@ func (a *Applier) complaint(ctx context.Context, pod *corev1.Pod) trouble {
 	}
 	last := list.Items[len(list.Items)-1].Object
 	name := "pod " + pod.Namespace + "/" + pod.Name
-	return trouble{name, fmt.Sprintf("%s: %v: %v", name, last["reason"], last["message"]),
-		fmt.Sprintf("; see `kubectl describe pod -n %s %s`", pod.Namespace, pod.Name)}
+	return trouble{
+		name, fmt.Sprintf("%s: %v: %v", name, last["reason"], last["message"]),
+		fmt.Sprintf("; see `kubectl describe pod -n %s %s`", pod.Namespace, pod.Name),
+	}
 }

@@ -59,17 +59,27 @@ func TestJudge(t *testing.T) {
 		name, status string
 		want         []string
 	}{
-		{"image", "containerStatuses: [{name: c, state: {waiting: {reason: ErrImagePull, message: 'x: not found'}}}]",
-			[]string{"pod ns/p, container c: ImagePullBackOff: the image hub/c:1 cannot be had (x: not found)", "--set tag="}},
-		{"back-off", "containerStatuses: [{name: c, state: {waiting: {reason: ImagePullBackOff, message: 'Back-off pulling'}}}]",
-			[]string{"ImagePullBackOff: the image hub/c:1 cannot be had", "imagePullSecrets"}},
+		{
+			"image", "containerStatuses: [{name: c, state: {waiting: {reason: ErrImagePull, message: 'x: not found'}}}]",
+			[]string{"pod ns/p, container c: ImagePullBackOff: the image hub/c:1 cannot be had (x: not found)", "--set tag="},
+		},
+		{
+			"back-off", "containerStatuses: [{name: c, state: {waiting: {reason: ImagePullBackOff, message: 'Back-off pulling'}}}]",
+			[]string{"ImagePullBackOff: the image hub/c:1 cannot be had", "imagePullSecrets"},
+		},
 		{"name", "containerStatuses: [{name: c, state: {waiting: {reason: InvalidImageName}}}]", []string{"InvalidImageName: hub/c:1"}},
-		{"crash", "containerStatuses: [{name: c, state: {waiting: {reason: CrashLoopBackOff}}, lastState: {terminated: {exitCode: 2, message: \"a\\nlast\\n\"}}}]",
-			[]string{"CrashLoopBackOff: it ended with code 2 (last)", "kubectl logs -n ns p -c c --previous"}},
-		{"between", "containerStatuses: [{name: c, state: {running: {}}, lastState: {terminated: {exitCode: 2, reason: Error}}}]",
-			[]string{"CrashLoopBackOff: it ended with code 2 (Error)"}},
-		{"init", "initContainerStatuses: [{name: i, state: {waiting: {reason: CreateContainerConfigError, message: no key}}}]",
-			[]string{"container i: CreateContainerConfigError: no key", "kubectl describe pod -n ns p"}},
+		{
+			"crash", "containerStatuses: [{name: c, state: {waiting: {reason: CrashLoopBackOff}}, lastState: {terminated: {exitCode: 2, message: \"a\\nlast\\n\"}}}]",
+			[]string{"CrashLoopBackOff: it ended with code 2 (last)", "kubectl logs -n ns p -c c --previous"},
+		},
+		{
+			"between", "containerStatuses: [{name: c, state: {running: {}}, lastState: {terminated: {exitCode: 2, reason: Error}}}]",
+			[]string{"CrashLoopBackOff: it ended with code 2 (Error)"},
+		},
+		{
+			"init", "initContainerStatuses: [{name: i, state: {waiting: {reason: CreateContainerConfigError, message: no key}}}]",
+			[]string{"container i: CreateContainerConfigError: no key", "kubectl describe pod -n ns p"},
+		},
 		{"node", "conditions: [{type: PodScheduled, status: 'False', message: 0/3 nodes}]", []string{"pod ns/p has no node: 0/3 nodes", "make room"}},
 		{"making", "containerStatuses: [{name: c, state: {waiting: {reason: ContainerCreating}}}]", nil},
 		{"well", "containerStatuses: [{name: c, ready: true, state: {running: {}}, lastState: {terminated: {exitCode: 1}}}]", nil},

@@ -3,6 +3,7 @@ package attach
 import (
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -102,8 +103,8 @@ func (j *job) addresses(g *Gateway) {
 		case kind == gateway.IPAddressType && i == 0:
 		case kind == gateway.HostnameAddressType && g.Behind == nil:
 			g.Manual = true
-			host, name := strings.ToLower(a.Value), ""
-			if name, _, _ = strings.Cut(host, "."); name == host {
+			host := strings.ToLower(a.Value)
+			if name, _, qualified := strings.Cut(host, "."); !qualified {
 				g.Behind = j.Service(g.Object.Namespace, name)
 			} else {
 				g.Behind = j.Host(host)
@@ -272,9 +273,7 @@ func (j *job) takes(g *Gateway, l *Listener, kind, namespace string) bool {
 		return true
 	case gateway.NamespacesFromSelector:
 		set := labels.Set{core.LabelMetadataName: namespace}
-		for k, v := range j.Labels(namespace) {
-			set[k] = v
-		}
+		maps.Copy(set, j.Labels(namespace))
 		return l.selector.Matches(set)
 	default:
 		return namespace == g.Object.Namespace

@@ -50,7 +50,7 @@ func (w *statusWriter) attachedPatch(ref api.Ref, a *account) map[string]any {
 	}
 	same := true
 	for name, value := range next {
-		if old := a.whole[name]; !reflect.DeepEqual(old, value) && !(empty(old) && empty(value)) {
+		if old := a.whole[name]; !reflect.DeepEqual(old, value) && (!empty(old) || !empty(value)) {
 			same = false
 		}
 	}
