@@ -19,7 +19,9 @@ import (
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
 	"github.com/lateen-mesh/lateen/deploy"
@@ -124,8 +126,13 @@ func (g *gathering) miss(what string, err error) error {
 	return nil
 }
 
-// object adds an object as YAML.
-func (g *gathering) object(name string, o any) error {
+// object adds an object as YAML, with its kind, which the API server leaves out of what it answers to typed clients.
+func (g *gathering) object(name string, o runtime.Object) error {
+	kinds, _, err := scheme.Scheme.ObjectKinds(o)
+	if err != nil {
+		return err
+	}
+	o.GetObjectKind().SetGroupVersionKind(kinds[0])
 	text, err := yaml.Marshal(o)
 	if err != nil {
 		return err
@@ -210,7 +217,8 @@ func (g *gathering) installation(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, h := range hooks { // all of them: others' may be in the way
+	for i := range hooks { // all of them: others' may be in the way
+		h := hooks[i].DeepCopy()
 		bareMeta(&h.ObjectMeta)
 		if err := g.object("installation/mutatingwebhook-"+h.Name, h); err != nil {
 			return err

@@ -73,7 +73,7 @@ func TestBugReport(t *testing.T) {
 	}
 	for name, has := range map[string]string{
 		"check.txt": "checks", "versions.txt": "6.1.0-13-amd64", "installation/deployment-lateend.yaml": "replicas: 1",
-		"installation/mutatingwebhook-lateen-sidecar-injector.yaml": "CREATE", "installation/lease-lateend-leader.yaml": "lateend-1_abc",
+		"installation/mutatingwebhook-lateen-sidecar-injector.yaml": "kind: MutatingWebhookConfiguration", "installation/lease-lateend-leader.yaml": "lateend-1_abc",
 		"configuration/virtualservices.networking.istio.io.yaml": "kind: VirtualService", "control/lateend-1/status.txt": "v1",
 		"proxies/shop/web-1/pod.yaml": "value: web-1", "proxies/shop/web-1/config.txt": "kind", "proxies/shop/web-1/prometheus.txt": "requests_total",
 		"proxies/shop/web-1/istio-proxy.log": "fake logs", "events/shop.jsonl": "Failed", "missing.txt": "/edges",
