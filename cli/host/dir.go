@@ -100,8 +100,12 @@ func (d Dir) Make() error {
 			"XDG_RUNTIME_DIR to a shorter path", d, maxSocketPath)
 	}
 	for _, dir := range []string{filepath.Dir(string(d)), string(d)} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make the run directory: %w", err)
+		err := os.MkdirAll(dir, 0o700)
+		if errors.Is(err, fs.ErrExist) { // it was there, and was gone when MkdirAll looked whether it is a directory
+			err = fs.ErrNotExist
+		}
+		if err != nil {
+			return fmt.Errorf("make the run directory %s: %w", dir, err)
 		}
 		if err := owned(dir); err != nil {
 			return err
