@@ -131,7 +131,7 @@ func (a *Applier) apply(ctx context.Context, component string, o deploy.Object) 
 		return "", fmt.Errorf("apply %s: %w%s", o, err, next(err))
 	case before == nil:
 		return Created, nil
-	case before.GetResourceVersion() != after.GetResourceVersion():
+	case bare(before) != bare(after): // a resourceVersion tells too much: others write a status, or which fields are theirs
 		return Changed, nil
 	}
 	return Unchanged, nil
