@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+	core "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -103,7 +104,7 @@ func (a *app) foretell(ctx context.Context, typed kubernetes.Interface, r apply.
 		return err
 	}
 	if pods > 0 {
-		fmt.Fprintf(&out, "%d pods have a proxy of it, which gets no new certificate: start them anew without, or with another revision's.\n", pods)
+		fmt.Fprintf(&out, "Pods with a proxy of it: %d. They get no new certificates: start them anew without, or with another revision's.\n", pods)
 	}
 	_, err = fmt.Fprint(a.out, out.String())
 	return err
@@ -112,7 +113,7 @@ func (a *app) foretell(ctx context.Context, typed kubernetes.Interface, r apply.
 // podsPage is how many pods are asked for at once.
 const podsPage = 500
 
-// proxied counts the pods whose proxy is of a revision; empty: of any. Gateways of the installation go with it and do not
+// proxied counts the pods that run and whose proxy is of a revision; empty: of any. Gateways of the installation go with it and do not
 // count.
 func proxied(ctx context.Context, typed kubernetes.Interface, revision string) (int, error) {
 	n := 0
@@ -123,7 +124,8 @@ func proxied(ctx context.Context, typed kubernetes.Interface, revision string) (
 		}
 		for _, pod := range list.Items {
 			of := pod.Annotations["istio.io/rev"]
-			if of != "" && (revision == "" || of == revision) && pod.Labels["lateen.dev/installation"] == "" {
+			ended := pod.DeletionTimestamp != nil || pod.Status.Phase == core.PodSucceeded || pod.Status.Phase == core.PodFailed
+			if !ended && of != "" && (revision == "" || of == revision) && pod.Labels["lateen.dev/installation"] == "" {
 				n++
 			}
 		}

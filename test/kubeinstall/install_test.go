@@ -226,7 +226,7 @@ func (r rig) installed(label string) string {
 func (r rig) uninstalled() {
 	r.Helper()
 	out := r.lateen("uninstall", "--purge", "-y")
-	if !strings.Contains(out, "1 pods have a proxy of it") || strings.Contains(out, "‼") {
+	if !strings.Contains(out, "Pods with a proxy of it: 1.") || strings.Contains(out, "‼") {
 		r.Errorf("it said\n%s", out)
 	}
 	left := []string{r.installed("lateen.dev/installation"), r.installed("app.kubernetes.io/part-of=lateen"), r.Do("get", "installations", "-o", "name")}
