@@ -29,8 +29,12 @@ import (
 	"github.com/lateen-mesh/lateen/telemetry/scrape"
 )
 
-// adminTimeout bounds an admin request's head.
-const adminTimeout = 10 * time.Second
+const (
+	// adminTimeout bounds an admin request's head.
+	adminTimeout = 10 * time.Second
+	// adminFarewell bounds what is still answered at the end.
+	adminFarewell = time.Second
+)
 
 // Status is what the proxy tells of itself.
 type Status struct {
@@ -157,9 +161,21 @@ func (p *Proxy) serveHTTP(ctx context.Context, l net.Listener, h http.Handler) e
 		Handler: h, ReadHeaderTimeout: adminTimeout, IdleTimeout: time.Minute,
 		ErrorLog: slog.NewLogLogger(p.logs.loops.Handler(), slog.LevelWarn), // it tells of clients' faults
 	}
-	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
-	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		// Whoever has asked for the end is told that it comes.
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), adminFarewell)
+		defer cancel()
+		if s.Shutdown(late) != nil {
+			_ = s.Close()
+		}
+	})
+	err := s.Serve(l)
+	if !stop() {
+		<-ended
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

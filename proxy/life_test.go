@@ -124,7 +124,7 @@ func TestDrain(t *testing.T) {
 
 // TestDrainLeast: who is not known to end goes on to serve new clients for a while, even if nothing is open.
 func TestDrainLeast(t *testing.T) {
-	for announced, least := range map[bool]time.Duration{false: 300 * time.Millisecond, true: time.Hour} {
+	for announced, least := range map[bool]time.Duration{false: 2 * time.Second, true: time.Hour} {
 		r := newRig(t, to("c"), cluster("c", backend(t, echoBody))...)
 		r.p.cfg.DrainTime = time.Hour
 		began := time.Now()
@@ -137,9 +137,7 @@ func TestDrainLeast(t *testing.T) {
 			ended <- time.Since(began)
 		}()
 		if !announced {
-			for !r.p.draining.Load() {
-				runtime.Gosched()
-			}
+			r.await("the drain", func(w *worker) bool { return w.draining })
 			c := dialRaw(t, r.addr)
 			c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 			if res, _ := c.response("GET"); res.StatusCode != 200 || !res.Close {

@@ -1,11 +1,15 @@
 package proxy
 
 import (
+	"context"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/lateen-mesh/lateen/proxy/probe"
@@ -81,5 +85,45 @@ func TestTokenFile(t *testing.T) {
 	p.cfg.TokenFile = ""
 	if got, err := p.token(t.Context()); got != "join" || err != nil {
 		t.Error(got, err)
+	}
+}
+
+// closing tells when a listener is closed.
+type closing struct {
+	net.Listener
+	closed func()
+}
+
+func (c closing) Close() error {
+	defer c.closed()
+	return c.Listener.Close()
+}
+
+// TestAnswersAtEnd: who asks for the proxy's end is answered, however fast it comes.
+func TestAnswersAtEnd(t *testing.T) {
+	r := startRig(t)
+	for range 20 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, end := context.WithCancel(t.Context())
+		gone := make(chan struct{})
+		served := make(chan error, 1)
+		go func() {
+			served <- r.p.serveHTTP(ctx, closing{l, sync.OnceFunc(func() { close(gone) })}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				end()
+				<-gone
+				_, _ = io.WriteString(w, "it ends")
+			}))
+		}()
+		res, body := fetch(t, webClient(t), request(t, "POST", "http://"+l.Addr().String(), nil))
+		if res.StatusCode != 200 || body != "it ends" {
+			t.Errorf("%s %q", res.Status, body)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		end()
 	}
 }
