@@ -2,6 +2,7 @@ package kubeadopt
 
 import (
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -116,14 +117,27 @@ func (r *rig) gone(selector string, replicas int) {
 	})
 }
 
+// failed tells how the containers of a Job's failed pods ended, and what they said.
+func (r *rig) failed(job string) string {
+	r.Helper()
+	const each = `{.metadata.name}: {range .status.containerStatuses[*]}{.name} {.state.terminated.exitCode} {.state.terminated.reason}; {end}`
+	var all strings.Builder
+	for _, pod := range strings.Fields(r.Do("get", "pods", "-n", lifeNamespace, "-l", "batch.kubernetes.io/job-name="+job,
+		"--field-selector=status.phase=Failed", "-o", "name")) {
+		ends, _ := r.Kubectl(r.Context(), "get", "-n", lifeNamespace, pod, "-o", "jsonpath="+each)
+		logs, _ := r.Kubectl(r.Context(), "logs", "-n", lifeNamespace, pod, "--all-containers", "--prefix", "--tail=30")
+		fmt.Fprintln(&all, ends+"\n"+logs)
+	}
+	return all.String()
+}
+
 // completes waits until a Job is complete, and ends the test as soon as it has failed.
 func (r *rig) completes(job string) {
 	r.Helper()
 	r.Await(job+" is complete", func() string {
 		conditions := r.Do("get", "-n", lifeNamespace, job, "-o", `jsonpath={.status.conditions[?(@.status=="True")].type}`)
 		if strings.Contains(conditions, "Failed") {
-			logs, _ := r.Kubectl(r.Context(), "logs", "-n", lifeNamespace, job, "--all-containers", "--prefix", "--tail=30")
-			r.Errorf("%s failed:\n%s", job, logs)
+			r.Errorf("%s failed:\n%s", job, r.failed(strings.TrimPrefix(job, "job/")))
 			return ""
 		}
 		if strings.Contains(conditions, "Complete") {

@@ -226,6 +226,9 @@ func TestSchemas(t *testing.T) {
 		if err := yaml.Unmarshal([]byte(d.YAML), &o); err != nil {
 			t.Fatal(err)
 		}
+		if !strings.HasSuffix(o.Spec.Group, ".istio.io") {
+			continue // rules.txt has Istio's rules; the Gateway API's are held to by api's own tests alone
+		}
 		kind := o.Spec.Names.Kind
 		versions[kind] = o.Spec.Group + "/" + o.Spec.Versions[0].Name
 		if kind != api.KindRequestAuthentication { // refused as a whole
