@@ -122,7 +122,7 @@ func (r *rig) failed(job string) string {
 	r.Helper()
 	const each = `{.metadata.name}: {range .status.containerStatuses[*]}{.name} {.state.terminated.exitCode} {.state.terminated.reason}; {end}`
 	var all strings.Builder
-	for _, pod := range strings.Fields(r.Do("get", "pods", "-n", lifeNamespace, "-l", "batch.kubernetes.io/job-name="+job,
+	for pod := range strings.FieldsSeq(r.Do("get", "pods", "-n", lifeNamespace, "-l", "batch.kubernetes.io/job-name="+job,
 		"--field-selector=status.phase=Failed", "-o", "name")) {
 		ends, _ := r.Kubectl(r.Context(), "get", "-n", lifeNamespace, pod, "-o", "jsonpath="+each)
 		logs, _ := r.Kubectl(r.Context(), "logs", "-n", lifeNamespace, pod, "--all-containers", "--prefix", "--tail=30")
