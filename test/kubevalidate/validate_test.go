@@ -178,6 +178,10 @@ func TestValidate(t *testing.T) {
 	if len(faults) == 0 || !strings.Contains(said, faults[0].Told()) {
 		t.Errorf("kubectl says\n%s\nwant %v", said, faults)
 	}
+	// What there is among other objects is known a moment after: faults need not wait for that.
+	r.await("the mesh has been read", func() bool {
+		return strings.Contains(r.apply(ruleOf("lonely", "nowhere"), "--dry-run=server"), "Warning:")
+	})
 	if said := r.apply(ruleOf("lonely", "nowhere")); !strings.Contains(said, "Warning: spec.host: no service has the host nowhere.default.svc.cluster.local") ||
 		!strings.Contains(said, "created") {
 		t.Errorf("a doubtful object: %s", said)
