@@ -113,7 +113,7 @@ func (o checkOptions) validate() error {
 // groups are the checks that the options ask for.
 func (o checkOptions) groups(w *world) []group {
 	if o.pre {
-		return []group{kubernetesChecks(), permissionChecks(w), meshChecks(), nodeChecks()}
+		return []group{kubernetesChecks(), permissionChecks(w), meshChecks(), storedChecks(), nodeChecks()}
 	}
 	out := []group{kubernetesChecks(), controlChecks(), webhookChecks(), identityChecks(), configChecks()}
 	if o.proxy {

@@ -6,10 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
 // configChecks judge what users have configured.
@@ -36,23 +33,13 @@ func nothingRefused(ctx context.Context, l *look) verdict {
 		if !strings.HasSuffix(d.group, ".istio.io") || d.storage == "" {
 			continue
 		}
-		resource := schema.GroupVersionResource{Group: d.group, Version: d.storage, Resource: d.resource}
-		for o := (meta.ListOptions{Limit: pageSize}); ; {
-			list, err := l.objects.Resource(resource).List(ctx, o)
-			if apierrors.IsNotFound(err) {
-				break // the definition goes away at this moment
+		err := l.each(ctx, d, d.storage, func(u *unstructured.Unstructured) {
+			if text, refused := refusalOf(u.Object); refused {
+				why = append(why, fmt.Sprintf("%s %s/%s: %s", d.kind, u.GetNamespace(), u.GetName(), text))
 			}
-			if err != nil {
-				return trouble(fmt.Errorf("read all %s: %w", d.resource, err))
-			}
-			for _, u := range list.Items {
-				if text, refused := refusalOf(u.Object); refused {
-					why = append(why, fmt.Sprintf("%s %s/%s: %s", d.kind, u.GetNamespace(), u.GetName(), text))
-				}
-			}
-			if o.Continue = list.GetContinue(); o.Continue == "" {
-				break
-			}
+		})
+		if err != nil {
+			return trouble(err)
 		}
 	}
 	slices.Sort(why)

@@ -17,6 +17,7 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/deploy"
 	"github.com/lateen-mesh/lateen/inject"
 )
@@ -86,6 +87,39 @@ func TestBefore(t *testing.T) {
 			u := s.custom["virtualservices.networking.istio.io"].Object
 			_ = unstructured.SetNestedSlice(u, []any{map[string]any{"name": "v1beta1", "served": true, "storage": true}}, "spec", "versions")
 		}, "virtualservices.networking.istio.io does not serve v1"},
+		{"a RequestAuthentication", func(s *stage) {
+			s.store("security.istio.io", "requestauthentications", "RequestAuthentication", map[string]any{"selector": map[string]any{"matchLabels": map[string]any{"app": "web"}}})
+		}, "× no policy closes its workloads\n    RequestAuthentication shop/it: "},
+		{"what that does", func(s *stage) {
+			s.store("security.istio.io", "requestauthentications", "RequestAuthentication", map[string]any{"selector": map[string]any{"matchLabels": map[string]any{"app": "web"}}})
+		}, "there is no good version of it, so every request to the workloads that it selects is denied; mend or delete it\n    → correct"},
+		{"a policy that cannot be read", func(s *stage) {
+			s.store("security.istio.io", "authorizationpolicies", "AuthorizationPolicy", map[string]any{"action": "ALLOW", "rules": []any{map[string]any{"from": "x"}}})
+		}, "× no policy closes its workloads\n    AuthorizationPolicy shop/it: spec.rules[0].from: "},
+		{"a route that is refused", func(s *stage) {
+			_ = unstructured.SetNestedField(s.custom["web"].Object, "fast", "spec", "speed")
+		}, "× every object is taken as it is\n    VirtualService shop/web: spec.speed: "},
+		{"a Sidecar", func(s *stage) {
+			s.store("networking.istio.io", "sidecars", "Sidecar", map[string]any{"egress": []any{map[string]any{"hosts": []any{"./*"}}}})
+		}, "‼ every object is acted on whole\n    Sidecar shop/it: "},
+		{"an EnvoyFilter", func(s *stage) {
+			s.store("networking.istio.io", "envoyfilters", "EnvoyFilter", map[string]any{})
+		}, "    EnvoyFilter shop/it: kind: EnvoyFilter is accepted but not acted on yet; it has no effect"},
+		{"a WasmPlugin", func(s *stage) {
+			s.store("extensions.istio.io", "wasmplugins", "WasmPlugin", map[string]any{"url": "oci://x/y"})
+		}, "    WasmPlugin shop/it: kind: WasmPlugin is accepted"},
+		{"a WorkloadGroup", func(s *stage) {
+			s.store("networking.istio.io", "workloadgroups", "WorkloadGroup", map[string]any{"template": map[string]any{"serviceAccount": "x"}})
+		}, "    WorkloadGroup shop/it: "},
+		{"Istio's class", func(s *stage) {
+			s.store(api.GroupGateway, "gatewayclasses", "GatewayClass", map[string]any{"controllerName": "istio.io/gateway-controller"}).SetName("istio")
+		}, "    GatewayClass istio is of the controller istio.io/gateway-controller"},
+		{"Istio's MeshConfig", func(s *stage) {
+			s.put(&core.ConfigMap{ObjectMeta: named(deploy.Namespace, "istio", nil), Data: map[string]string{"mesh": "ingressClass: x"}})
+		}, "‼ every object is acted on whole\n    ConfigMap istio-system/istio is there: an installation writes its own"},
+		{"its settings", func(s *stage) {
+			s.put(&core.ConfigMap{ObjectMeta: named(deploy.Namespace, "istio", nil), Data: map[string]string{"mesh": "ingressClass: x"}})
+		}, "    ConfigMap istio-system/istio: data.mesh.ingressClass: is accepted but not acted on yet"},
 		{"Windows", func(s *stage) { get[*core.Node](s, "", "n1").Status.NodeInfo.OperatingSystem = "windows" }, "× the nodes run Linux, on amd64 or arm64\n    node n1 has windows on amd64"},
 		{"some Windows", func(s *stage) {
 			n := get[*core.Node](s, "", "n1").DeepCopy()

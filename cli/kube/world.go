@@ -11,6 +11,7 @@ import (
 	admission "k8s.io/api/admissionregistration/v1"
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -236,6 +237,26 @@ func (l *look) definitions(ctx context.Context) (map[string]definition, error) {
 		}
 		return out, err
 	})
+}
+
+// each calls f with every object of a CustomResourceDefinition, in one of its versions.
+func (l *look) each(ctx context.Context, d definition, version string, f func(*unstructured.Unstructured)) error {
+	r := l.objects.Resource(schema.GroupVersionResource{Group: d.group, Version: version, Resource: d.resource})
+	for o := (meta.ListOptions{Limit: pageSize}); ; {
+		list, err := r.List(ctx, o)
+		if apierrors.IsNotFound(err) {
+			return nil // the definition goes away at this moment
+		}
+		if err != nil {
+			return fmt.Errorf("read all %s: %w", d.resource, err)
+		}
+		for i := range list.Items {
+			f(&list.Items[i])
+		}
+		if o.Continue = list.GetContinue(); o.Continue == "" {
+			return nil
+		}
+	}
 }
 
 // definition is what is asked of a CustomResourceDefinition.

@@ -31,6 +31,7 @@ import (
 	"github.com/lateen-mesh/lateen/deploy"
 	"github.com/lateen-mesh/lateen/identity/ca"
 	"github.com/lateen-mesh/lateen/inject"
+	"github.com/lateen-mesh/lateen/source/kube"
 )
 
 // stage is a double of a cluster in which all is well, to be spoilt.
@@ -153,6 +154,27 @@ func (s *stage) installation() {
 	}
 }
 
+// store defines a kind and puts an object of it, shop/it, into the cluster.
+func (s *stage) store(group, resource, kind string, spec map[string]any) *unstructured.Unstructured {
+	d := s.custom["virtualservices.networking.istio.io"].DeepCopy()
+	d.SetName(resource + "." + group)
+	_ = unstructured.SetNestedField(d.Object, group, "spec", "group")
+	_ = unstructured.SetNestedField(d.Object, map[string]any{"plural": resource, "kind": kind}, "spec", "names")
+	version := "v1"
+	if v := kube.Versions(d.GetName()); len(v) > 0 {
+		version = v[0]
+	}
+	_ = unstructured.SetNestedSlice(d.Object, []any{map[string]any{"name": version, "served": true, "storage": true}}, "spec", "versions")
+	s.custom[d.GetName()] = d
+	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": group + "/" + version, "kind": kind, "spec": spec}}
+	o.SetName("it")
+	if resource != "gatewayclasses" {
+		o.SetNamespace("shop")
+	}
+	s.custom["it"] = o
+	return o
+}
+
 func (s *stage) workload() {
 	s.put(s.pod("shop", "web-1"))
 	s.pages["web-1:15000"] = map[string]string{
@@ -162,7 +184,7 @@ func (s *stage) workload() {
 	}
 	virtual := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": map[string]any{"namespace": "shop", "name": "web"},
-		"spec": map[string]any{"hosts": []any{"web"}},
+		"spec": map[string]any{"hosts": []any{"web"}, "http": []any{map[string]any{"route": []any{map[string]any{"destination": map[string]any{"host": "web"}}}}}},
 	}}
 	s.custom["web"] = virtual
 }

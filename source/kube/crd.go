@@ -76,6 +76,16 @@ func (s *Store) crdFeed() *feed {
 	}
 }
 
+// Versions are those in which objects of a CustomResourceDefinition are read, by preference; none: its kind is not read.
+func Versions(definition string) []string {
+	for _, c := range customs {
+		if c.definition() == definition {
+			return slices.Clone(c.versions)
+		}
+	}
+	return nil
+}
+
 func (c custom) definition() string { return c.resource + "." + c.group }
 
 // follow begins to watch kinds that were installed, and ends it for those that were removed, with all their objects.

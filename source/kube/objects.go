@@ -46,6 +46,16 @@ func written(o runtime.Object) any {
 	return out
 }
 
+// Preview says what would become of an object of a kind of users' own if a server read it for the first time: why it would be
+// refused, what of it would have no effect, and what would be in force in its place (decision 010); empty: nothing would.
+func Preview(u *unstructured.Unstructured) (faults, warnings []api.Fault, instead string) {
+	x := written(u.DeepCopy()).(*stored)
+	if x.closed != nil {
+		instead = shut(x.closed).Message
+	}
+	return x.faults, x.warnings, instead
+}
+
 // refOf names an object as package api does.
 func refOf(u *unstructured.Unstructured) api.Ref {
 	kind := u.GetKind()
