@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"time"
 
 	"github.com/lateen-mesh/lateen/identity"
@@ -50,7 +51,7 @@ func (c *Control) serveWebhooks(ctx context.Context) error {
 	tls := identity.BaseTLS([]string{"h2", "http/1.1"})
 	tls.GetCertificate = cert.GetCertificate
 	s := &http.Server{
-		Handler: mux, TLSConfig: tls, ReadTimeout: webhookTimeout, WriteTimeout: webhookTimeout, IdleTimeout: webhookIdle,
+		Handler: tellFaults(c.log, mux), TLSConfig: tls, ReadTimeout: webhookTimeout, WriteTimeout: webhookTimeout, IdleTimeout: webhookIdle,
 		MaxHeaderBytes: webhookHeaders, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug), // of whoever calls the port
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
@@ -60,6 +61,19 @@ func (c *Control) serveWebhooks(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// tellFaults logs where one of our own invariants breaks under a review, which the API server only sees to end.
+func tellFaults(log *slog.Logger, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if cause := recover(); cause != nil {
+				log.Error("a fault of lateend itself ended a review; please report it", "path", r.URL.Path, "cause", cause, "stack", string(debug.Stack()))
+				panic(http.ErrAbortHandler)
+			}
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // WebhookRoots are whom the API server has to believe to call the webhooks (a registration's caBundle), PEM.

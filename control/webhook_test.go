@@ -1,11 +1,14 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -70,5 +73,22 @@ func TestWebhookConfig(t *testing.T) {
 	_, err := New(Config{Dir: dir, State: dir, Listen: "127.0.0.1:0", API: dir + "/api", Inject: &inject.Config{}})
 	if err == nil || !strings.Contains(err.Error(), "proxyImage") {
 		t.Error(err)
+	}
+}
+
+// TestFaultTold: a fault of our own in a review is logged, and the connection ends.
+func TestFaultTold(t *testing.T) {
+	var text bytes.Buffer
+	h := tellFaults(slog.New(slog.NewTextHandler(&text, nil)), http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("broken") }))
+	func() {
+		defer func() {
+			if cause := recover(); cause != http.ErrAbortHandler { //nolint:errorlint // a panic's value
+				t.Errorf("recovered %v", cause)
+			}
+		}()
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/validate", http.NoBody))
+	}()
+	if got := text.String(); !strings.Contains(got, "cause=broken") || !strings.Contains(got, "path=/validate") {
+		t.Errorf("logged: %s", got)
 	}
 }

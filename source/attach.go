@@ -36,7 +36,7 @@ func (s *Set) attachment(upsert []*api.Object, remove []api.Ref) bool {
 		}
 		concerned = concerned || concerns(o.Kind)
 	}
-	return concerned && (len(s.attachable) > 0 || len(s.attached.Made) > 0)
+	return concerned && (len(s.attachable) > 0 || s.attached.Any())
 }
 
 func attachable(kind string) bool {

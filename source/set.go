@@ -161,6 +161,7 @@ func (s *Set) Apply(upsert []*api.Object, remove []api.Ref) []mesh.Change {
 func (s *Set) Trial(o *api.Object) []Finding {
 	trial := *s
 	trial.objects, trial.made, trial.claims = maps.Clone(s.objects), maps.Clone(s.made), maps.Clone(s.claims)
+	trial.attachable = maps.Clone(s.attachable)
 	trial.addresses = NewAllocator()
 	trial.addresses.Restore(s.addresses.Snapshot())
 	trial.Apply([]*api.Object{o}, nil)

@@ -47,3 +47,33 @@ func TestBookinfo(t *testing.T) {
 		t.Error("objects stay behind")
 	}
 }
+
+// TestTrial: what would become of an object is told, and nothing of the trial stays, of the Gateway API's kinds neither.
+func TestTrial(t *testing.T) {
+	s := New(Config{})
+	s.Upsert(decode(t, "gateway.yaml", `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: shop}
+spec: {gatewayClassName: lateen, listeners: [{name: http, port: 80, protocol: HTTP}]}
+`)...)
+	route := decode(t, "route.yaml", `
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec: {parentRefs: [{name: edge}], rules: [{backendRefs: [{name: nobody, port: 80}]}]}
+`)[0]
+	for range 2 {
+		if found := s.Trial(route); len(found) != 1 || found[0].Code != CodeNotAttached {
+			t.Errorf("findings %v", found)
+		}
+		if changes := s.Reattach(); len(changes) > 0 || len(s.Attached().Parents) > 0 {
+			t.Errorf("of a trial stays %v", changes)
+		}
+	}
+	s.Upsert(route)
+	s.Delete(route.Ref)
+	if found := s.Findings(); len(found) > 0 {
+		t.Errorf("findings %v of an object that is gone", found)
+	}
+}
