@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -67,8 +68,18 @@ func (r *rig) ask(ctx context.Context, q *request) observation {
 			o.set("missing", err.Error())
 		}
 	}
-	o.records(r.journal.Take())
+	o.records(r.received(q))
 	return o
+}
+
+// received is what the backends noted, but for what a former request left behind.
+func (r *rig) received(q *request) []world.Record {
+	if q.target != "" {
+		r.late[q.target] = true
+	}
+	return slices.DeleteFunc(r.journal.Take(), func(rec world.Record) bool {
+		return rec.Target != q.target && r.late[rec.Target]
+	})
 }
 
 // askMany sends a request many times and counts the answers, or notes each.
@@ -107,7 +118,7 @@ func (r *rig) askMany(ctx context.Context, q *request) observation {
 		}
 	}
 	seen := map[string]int{}
-	for _, rec := range r.journal.Take() {
+	for _, rec := range r.received(q) {
 		seen[rec.Backend]++
 	}
 	if !q.each {

@@ -37,12 +37,13 @@ type rig struct {
 	certs   *certificates
 	ends    []func()
 	conns   map[string]*connection
-	slow    []string // what took long
+	slow    []string        // what took long
+	late    map[string]bool // targets of which something may still reach a backend
 }
 
 // newRig starts one. It must be closed, also after an error.
 func newRig(ctx context.Context, kind world.Kind, dir, binary string, certs *certificates) (r *rig, err error) {
-	r = &rig{kind: kind, journal: &world.Journal{}, places: map[string]*world.Place{}, certs: certs, conns: map[string]*connection{}}
+	r = &rig{kind: kind, journal: &world.Journal{}, places: map[string]*world.Place{}, certs: certs, conns: map[string]*connection{}, late: map[string]bool{}}
 	if r.net, err = world.NewNetwork(netip.MustParsePrefix(network)); err != nil {
 		return r, err
 	}

@@ -45,6 +45,7 @@ type request struct {
 	conn     string // requests of one name that follow one another share a connection
 	after    string // what is sent when the head of the answer has come
 	tcp      bool   // the text is sent as it is, and what comes back is the body
+	target   string // what of this target reaches a backend later is not counted for the requests that follow
 	await    int    // how many records the backends must have made
 	wait     time.Duration
 }
@@ -188,6 +189,8 @@ func (r *request) option(word string) (err error) {
 		r.after, err = strconv.Unquote(`"` + value + `"`)
 	case "tcp":
 		r.tcp = true
+	case "target":
+		r.target = value
 	case "await":
 		r.await, err = strconv.Atoi(value)
 	case "wait":
