@@ -2,6 +2,7 @@
 SHELL := /bin/bash -o pipefail
 BIN   := lateen lateend lateen-proxy lateen-cni lateen-kube
 TOOL   = go tool -modfile=tools/go.mod
+GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -timeout 20m
 FUZZTIME ?= 3000x
 ENVOY  = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lateen/envoy-1.40.0/envoy/_bin/envoy
 SCENARIO ?= h1
@@ -13,7 +14,7 @@ KUBEFLAGS = -s -w -X k8s.io/component-base/version.gitVersion=v$(KUBE) -X k8s.io
 SOAK     ?= 20m
 
 .PHONY: build demo test quick lint fuzz bench microbench soak profile fix setup clean \
-  cluster cluster-down images setup-cluster test-cluster
+  cluster cluster-down images setup-cluster test-cluster test-kube test-beside
 
 build: $(BIN:%=bin/%) bin/bookinfo
 bin/bookinfo: FORCE
@@ -30,9 +31,16 @@ setup: ## what the tests need beyond Go
 	@tools/setup
 
 test: setup lint setup-cluster bin/cluster ## everything, on a real Kubernetes too; with the Envoy of setup, unless LATEEN_ENVOY names another
-	export LATEEN_ENVOY=$${LATEEN_ENVOY:-$$(ls $(ENVOY) 2>/dev/null)} && $(TOOL) gotestsum --format pkgname -- -race -timeout 20m ./...
+	export LATEEN_ENVOY=$${LATEEN_ENVOY:-$$(ls $(ENVOY) 2>/dev/null)} && $(GOTESTSUM) $$(go list ./... | grep -v /test/kube)
+	$(MAKE) --no-print-directory -j2 --output-sync=line test-kube test-beside
+
+# Tests on clusters wait most of the time: what computes runs beside them, and only while they leave a processor alone.
+test-beside:
+	chrt --idle 0 $(MAKE) --no-print-directory fuzz
+
+test-kube: setup-cluster bin/cluster ## what is tested on real clusters
+	$(GOTESTSUM) $$(go list ./test/... | grep /test/kube)
 	$(MAKE) --no-print-directory test-cluster
-	$(MAKE) --no-print-directory fuzz
 
 quick: ## what one runs at every save
 	go build ./... && go vet ./... && go test -short -timeout 2m ./...
