@@ -172,7 +172,7 @@ func (g *Gateway) deployment() Document {
 		"template": Document{
 			"metadata": Document{"labels": labels, "annotations": annotations},
 			"spec": Document{
-				"serviceAccountName": g.Account(),
+				"serviceAccountName": g.Account(), "automountServiceAccountToken": false, // it asks lateend, and no API server
 				"containers": []any{Document{
 					// The webhook makes the proxy of it. The policy is said, as Kubernetes takes "auto" for a tag that moves.
 					"name": "istio-proxy", "image": "auto", "imagePullPolicy": "IfNotPresent",
