@@ -29,17 +29,38 @@ func (a *asking) endpoints(name string) *plan.Endpoints {
 		return nil
 	}
 	out := &plan.Endpoints{Name: name}
+	var selected map[netip.AddrPort]bool // a workload that a service selects counts before what lists it as well
 	for _, w := range a.Workloads(s) {
 		if !w.Labels.Match(labels) {
 			continue
 		}
-		if e, ok := a.endpoint(s, p, w); ok {
-			out.Endpoints = append(out.Endpoints, e)
+		e, ok := a.endpoint(s, p, w)
+		if !ok {
+			continue
 		}
+		if w.Listed {
+			if selected == nil {
+				selected = placesOf(out.Endpoints)
+			}
+			if selected[e.Address] {
+				continue
+			}
+		}
+		out.Endpoints = append(out.Endpoints, e)
 	}
 	slices.SortFunc(out.Endpoints, func(x, y plan.Endpoint) int {
 		return cmp.Or(x.Address.Compare(y.Address), strings.Compare(x.Host, y.Host), cmp.Compare(x.Port, y.Port))
 	})
+	return out
+}
+
+func placesOf(list []plan.Endpoint) map[netip.AddrPort]bool {
+	out := map[netip.AddrPort]bool{}
+	for _, e := range list {
+		if e.Address.IsValid() {
+			out[e.Address] = true
+		}
+	}
 	return out
 }
 

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -81,6 +82,56 @@ func TestPodEndpoints(t *testing.T) {
 		res, _ = Compile(mesh.NewView(snap), who, plan.KindName, "s")
 		if named := len(res.(*plan.Name).Addresses) > 0; named != (tt.health == mesh.Healthy || tt.notReady) {
 			t.Errorf("%s: the name resolves: %t", tt.name, named)
+		}
+	}
+}
+
+// TestListed: what somebody else lists for a Service is called beside what the Service selects, once, and is nobody
+// else's, whatever its labels are.
+func TestListed(t *testing.T) {
+	service := func(name string, selector mesh.Labels) *mesh.Service {
+		return &mesh.Service{
+			Namespace: "n", Host: name + ".n.svc.cluster.local", Selector: selector, Listed: mesh.Labels{"of": name},
+			Ports: []mesh.Port{{Name: "http", Number: 80}},
+		}
+	}
+	workload := func(id, addr string, listed bool, port uint16, labels mesh.Labels) *mesh.Workload {
+		return &mesh.Workload{
+			Namespace: "n", ID: id, Labels: labels, Listed: listed, Addresses: []netip.Addr{netip.MustParseAddr(addr)}, Ports: map[string]uint16{"http": port},
+		}
+	}
+	app := mesh.Labels{"app": "s"}
+	b := mesh.NewBuilder()
+	var changes []mesh.Change
+	for _, s := range []*mesh.Service{service("s", app), service("twin", app), service("legacy", nil), service("odd", mesh.Labels{"of": "odd"})} {
+		changes = append(changes, mesh.Change{Ref: s.Ref(), Object: s})
+	}
+	for _, w := range []*mesh.Workload{
+		workload("pod", "10.0.0.1", false, 8080, app),
+		workload("s/1", "10.0.0.1", true, 8080, mesh.Labels{"app": "s", "of": "s"}),
+		workload("s/1b", "10.0.0.1", true, 9090, mesh.Labels{"app": "s", "of": "s"}),
+		workload("legacy/1", "10.0.0.1", true, 8080, mesh.Labels{"app": "s", "of": "legacy"}),
+		workload("odd/1", "10.0.0.3", true, 80, mesh.Labels{"of": "odd"}),
+		workload("posing", "10.0.0.4", false, 80, mesh.Labels{"of": "legacy"}),
+	} {
+		changes = append(changes, mesh.Change{Ref: w.Ref(), Object: w})
+	}
+	b.Apply(changes)
+	w := workload("s/2", "10.0.0.2", true, 80, mesh.Labels{"of": "s"})
+	snap, touched := b.Apply([]mesh.Change{{Ref: w.Ref(), Object: w}})
+	if !slices.Contains(touched, mesh.Dep{Index: mesh.WorkloadLabel, Key: "n|of=s"}) {
+		t.Errorf("the service is not told: %v", touched)
+	}
+	for name, want := range map[string][]string{
+		"s": {"10.0.0.1:8080", "10.0.0.1:9090", "10.0.0.2:80"}, "twin": {"10.0.0.1:8080"}, "legacy": {"10.0.0.1:8080"}, "odd": {"10.0.0.3:80"},
+	} {
+		res, _ := Compile(mesh.NewView(snap), &Asker{Namespace: "n"}, plan.KindEndpoints, "outbound|80||"+name+".n.svc.cluster.local")
+		var got []string
+		for _, e := range res.(*plan.Endpoints).Endpoints {
+			got = append(got, e.Address.String())
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
 }

@@ -14,9 +14,11 @@ type Service struct {
 	// Allocated: the addresses were chosen by us, not by the user.
 	Allocated bool
 	Ports     []Port
-	// Selector picks workloads of Namespace; nil: only Endpoints. An empty non-nil selector picks nothing. A Kubernetes
-	// Service without one has the label by which EndpointSlices name it.
+	// Selector picks workloads of Namespace; nil: only Endpoints. An empty non-nil selector picks nothing.
 	Selector Labels
+	// Listed picks, beside these, workloads of Namespace that somebody else lists for a Kubernetes Service: the label by
+	// which their EndpointSlices name it; nil: none.
+	Listed Labels
 	// Endpoints are workloads that the object lists itself (ServiceEntry endpoints).
 	Endpoints  []*Workload
 	Resolution Resolution

@@ -148,9 +148,9 @@ func (e *edit) apply(c Change) {
 // begin begins to index workloads by the pair that a service selects by.
 func (e *edit) begin(o Object) {
 	if s, ok := o.(*Service); ok {
-		if pair, ok := selectorPair(s); ok {
-			if e.b.pairs[pair]++; e.b.pairs[pair] == 1 {
-				e.indexMembers(s.Namespace, pair)
+		for _, j := range joins(s) {
+			if e.b.pairs[j.pair]++; e.b.pairs[j.pair] == 1 {
+				e.indexMembers(s.Namespace, j.pair)
 			}
 		}
 	}
@@ -159,10 +159,10 @@ func (e *edit) begin(o Object) {
 // end stops it with the last service.
 func (e *edit) end(o Object) {
 	if s, ok := o.(*Service); ok {
-		if pair, ok := selectorPair(s); ok {
-			if e.b.pairs[pair]--; e.b.pairs[pair] == 0 {
-				delete(e.b.pairs, pair)
-				e.set(Dep{WorkloadLabel, pair}, nil)
+		for _, j := range joins(s) {
+			if e.b.pairs[j.pair]--; e.b.pairs[j.pair] == 0 {
+				delete(e.b.pairs, j.pair)
+				e.set(Dep{WorkloadLabel, j.pair}, nil)
 			}
 		}
 	}
@@ -213,7 +213,7 @@ func (e *edit) touchAccounts(ref Ref) {
 }
 
 func alike(a, b *Workload) bool {
-	return a.ServiceAccount == b.ServiceAccount && maps.Equal(a.Labels, b.Labels)
+	return a.ServiceAccount == b.ServiceAccount && a.Listed == b.Listed && maps.Equal(a.Labels, b.Labels)
 }
 
 // indexMembers lists the workloads of a namespace under a pair that a service has begun to select by.
@@ -340,24 +340,45 @@ func serviceDeps(s *Service) []Dep {
 			ds = append(ds, Dep{ServicePort, strconv.Itoa(int(p.Number))})
 		}
 	}
-	if pair, ok := selectorPair(s); ok {
+	if pair, ok := pairOf(s.Namespace, s.Selector); ok {
 		ds = append(ds, Dep{ServiceSelector, pair})
 	}
 	return ds
 }
 
-// selectorPair is the pair of a service's selector by which it is joined with workloads: its first by key.
-func selectorPair(s *Service) (string, bool) {
-	if len(s.Selector) == 0 {
+// pairOf is the pair of a selector by which a service of a namespace is joined with workloads: its first by key.
+func pairOf(namespace string, selector Labels) (string, bool) {
+	if len(selector) == 0 {
 		return "", false
 	}
 	first := ""
-	for k := range s.Selector {
+	for k := range selector {
 		if first == "" || k < first {
 			first = k
 		}
 	}
-	return s.Namespace + "|" + first + "=" + s.Selector[first], true
+	return namespace + "|" + first + "=" + selector[first], true
+}
+
+// join is a way by which a service is joined with workloads: its Selector, or its Listed.
+type join struct {
+	pair     string // of the index
+	selector Labels
+	listed   bool
+}
+
+// picks reports whether a workload under the pair is the service's by this way.
+func (j join) picks(w *Workload) bool { return w.Listed == j.listed && w.Labels.Match(j.selector) }
+
+func joins(s *Service) []join {
+	out := make([]join, 0, 2)
+	if pair, ok := pairOf(s.Namespace, s.Selector); ok {
+		out = append(out, join{pair, s.Selector, false})
+	}
+	if pair, ok := pairOf(s.Namespace, s.Listed); ok {
+		out = append(out, join{pair, s.Listed, true})
+	}
+	return out
 }
 
 func unique(list []string) []string {

@@ -139,11 +139,11 @@ func (v *View) ServicesOf(namespace string, labels Labels) []*Service {
 	return out
 }
 
-// Workloads lists the workloads that a service selects or lists itself, in a stable order.
+// Workloads lists the workloads that a service lists itself, selects, or that are listed for it, in a stable order.
 func (v *View) Workloads(s *Service) []*Workload {
 	out := slices.Clone(s.Endpoints)
-	if pair, ok := selectorPair(s); ok {
-		out = append(out, pick(v.read(WorkloadLabel, pair), func(w *Workload) bool { return w.Labels.Match(s.Selector) })...)
+	for _, j := range joins(s) {
+		out = append(out, pick(v.read(WorkloadLabel, j.pair), j.picks)...)
 	}
 	return out
 }
@@ -152,10 +152,10 @@ func (v *View) Workloads(s *Service) []*Workload {
 // depend on how many workloads there are, nor on where they are.
 func (v *View) Accounts(s *Service) []string {
 	list := s.Endpoints
-	if pair, ok := selectorPair(s); ok {
-		v.note(WorkloadAccount, pair)
-		members, _ := v.snap.index.get(Dep{WorkloadLabel, pair})
-		list = slices.Concat(list, pick(members, func(w *Workload) bool { return w.Labels.Match(s.Selector) }))
+	for _, j := range joins(s) {
+		v.note(WorkloadAccount, j.pair)
+		members, _ := v.snap.index.get(Dep{WorkloadLabel, j.pair})
+		list = slices.Concat(list, pick(members, j.picks))
 	}
 	var out []string
 	for _, w := range list {

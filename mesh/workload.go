@@ -15,6 +15,7 @@ type Workload struct {
 	Host           string // an endpoint known only by DNS name
 	UnixPath       string // an endpoint on a Unix socket; only a proxy beside it can reach it
 	Labels         Labels
+	Listed         bool              // an EndpointSlice lists it: only the Listed of a service picks it
 	Ports          map[string]uint16 // by service port name
 	Targets        map[string]uint16 // by name of a container's port, which a service's targetPort may be; a pod's only
 	ServiceAccount string

@@ -177,7 +177,7 @@ func Endpoints(s *discovery.EndpointSlice, pod func(namespace, name string) *mes
 			labels := map[string]string{}
 			maps.Copy(labels, m.Labels)
 			labels[discovery.LabelServiceName] = service
-			m.Labels, m.Addresses, m.Host = labels, nil, ""
+			m.Labels, m.Listed, m.Addresses, m.Host = labels, true, nil, ""
 			if a, err := netip.ParseAddr(address); err == nil {
 				m.Addresses = []netip.Addr{a.Unmap()}
 			} else {

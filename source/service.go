@@ -32,10 +32,7 @@ const (
 func (s *Set) service(o *api.Object, k *core.Service) *mesh.Service {
 	out := &mesh.Service{
 		Origin: origin(o), Host: s.fqdn(o.Namespace, o.Name), ShortName: o.Name, Namespace: o.Namespace, Labels: o.Labels,
-		Selector: k.Spec.Selector, Resolution: mesh.Static, Headless: k.Spec.ClusterIP == core.ClusterIPNone, NotReady: k.Spec.PublishNotReadyAddresses,
-	}
-	if len(out.Selector) == 0 {
-		out.Selector = mesh.Labels{discovery.LabelServiceName: o.Name} // what EndpointSlices list
+		Selector: k.Spec.Selector, Listed: mesh.Labels{discovery.LabelServiceName: o.Name}, Resolution: mesh.Static, Headless: k.Spec.ClusterIP == core.ClusterIPNone, NotReady: k.Spec.PublishNotReadyAddresses,
 	}
 	for _, p := range k.Spec.Ports {
 		if p.Protocol == core.ProtocolSCTP {
@@ -66,7 +63,7 @@ func (s *Set) service(o *api.Object, k *core.Service) *mesh.Service {
 	}
 	if k.Spec.Type == core.ServiceTypeExternalName {
 		name := strings.ToLower(strings.TrimSuffix(k.Spec.ExternalName, "."))
-		out.Resolution, out.Selector, out.Headless = mesh.DNS, nil, false
+		out.Resolution, out.Selector, out.Listed, out.Headless = mesh.DNS, nil, nil, false
 		out.External = !strings.HasSuffix(name, ".svc."+s.domain)
 		out.Endpoints = []*mesh.Workload{{Origin: origin(o), Namespace: o.Namespace, ID: o.Name + "/0", Host: name}}
 	}

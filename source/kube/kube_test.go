@@ -272,7 +272,7 @@ func TestEntryBeforePod(t *testing.T) {
 	r.await("the pod shows", func() bool { return at() == "10.0.0.1" })
 }
 
-// TestForeignSlices: the endpoints of a Service without selector are those of slices, with what is known of pods among
+// TestForeignSlices: the endpoints that others list for a Service are read from slices, with what is known of pods among
 // them; slices of Kubernetes' own controller are not read.
 func TestForeignSlices(t *testing.T) {
 	s := newServer(t)
@@ -303,6 +303,9 @@ endpoints:
 	}
 	if diff := cmp.Diff(map[string]uint16{"db": 3306, "admin": 3306}, out.Ports); diff != "" {
 		t.Error(diff)
+	}
+	if !pod.Listed || !out.Listed || r.workload("reviews-1").Listed {
+		t.Error("what slices list, and nothing else, must be picked by their Service alone")
 	}
 	if !pod.MTLS || pod.ServiceAccount != "bookinfo-reviews" || pod.Labels["kubernetes.io/service-name"] != "legacy" || out.MTLS {
 		t.Errorf("pod %+v, other %+v", pod, out)
