@@ -68,9 +68,12 @@ type Config struct {
 	// Names are DNS names by which the control plane is called besides ServerName, such as lateend.istio-system.svc.
 	Names []string
 	// Inject, unless nil, has Kubernetes' webhooks served, on the address Webhooks (empty: DefaultWebhooks).
-	Inject   *inject.Config
-	Webhooks string
-	Logger   *slog.Logger
+	Inject *inject.Config
+	// InjectAnew reads what Inject was read from anew, again and again: what differs counts for pods that come later. Nil: it
+	// never differs.
+	InjectAnew func() (inject.Config, error)
+	Webhooks   string
+	Logger     *slog.Logger
 }
 
 // Control is one control plane.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/lateen-mesh/lateen/identity"
@@ -42,6 +43,13 @@ func (c *Control) serveWebhooks(ctx context.Context) error {
 	c.webhooks.Store(new(l.Addr().String()))
 	mux := http.NewServeMux()
 	hook := inject.NewWebhook(injector, c.log)
+	var group sync.WaitGroup
+	defer group.Wait()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	if c.cfg.InjectAnew != nil {
+		group.Go(func() { c.followInjection(ctx, hook) })
+	}
 	mux.Handle(inject.Path, hook)
 	mux.Handle(inject.Path+"/", hook)
 	if c.cluster != nil {

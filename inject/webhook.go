@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	admission "k8s.io/api/admission/v1"
 )
@@ -16,7 +17,7 @@ const Path = "/inject"
 
 // Webhook answers the API server's admission reviews of pods.
 type Webhook struct {
-	injector *Injector
+	injector atomic.Pointer[Injector]
 	log      *slog.Logger
 	reviews  *Reviews
 }
@@ -26,10 +27,14 @@ func NewWebhook(in *Injector, logger *slog.Logger) *Webhook {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Webhook{injector: in, log: logger}
+	h := &Webhook{log: logger}
+	h.Use(in)
 	h.reviews = NewReviews(h.respond)
 	return h
 }
+
+// Use has the reviews that come from now on answered by another Injector.
+func (h *Webhook) Use(in *Injector) { h.injector.Store(in) }
 
 // ServeHTTP answers one review. What cannot be injected is denied with the reason, so that the user sees it.
 func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -63,7 +68,7 @@ func (h *Webhook) respond(r *http.Request, review *admission.AdmissionRequest) *
 		return Allowed()
 	}
 	cluster, network, _ := fromPath(r.URL.Path) // judged by ServeHTTP
-	result, err := h.injector.Inject(Request{Pod: review.Object.Raw, Namespace: review.Namespace, Cluster: cluster, Network: network})
+	result, err := h.injector.Load().Inject(Request{Pod: review.Object.Raw, Namespace: review.Namespace, Cluster: cluster, Network: network})
 	if err != nil {
 		h.log.Warn("pod refused", "namespace", review.Namespace, "name", review.Name, "cause", err)
 		return Denied(err.Error())

@@ -40,12 +40,9 @@ func kubeInject(args []string, in io.Reader, out, errs io.Writer) int {
 	}
 	err := func() error {
 		if config != "" {
-			text, err := readFile(config)
-			if err != nil {
+			var err error
+			if cfg, err = readInjection(config); err != nil {
 				return err
-			}
-			if cfg, err = inject.ReadConfig(text); err != nil {
-				return fmt.Errorf("%s: %w", config, err)
 			}
 		}
 		if proxyImage != "" {
@@ -96,6 +93,19 @@ func injectFiles(injector *inject.Injector, files []string, in io.Reader, out, e
 		}
 	}
 	return nil
+}
+
+// readInjection reads the configuration of injection from a file.
+func readInjection(name string) (inject.Config, error) {
+	text, err := readFile(name)
+	if err != nil {
+		return inject.Config{}, err
+	}
+	cfg, err := inject.ReadConfig(text)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", name, err)
+	}
+	return cfg, err
 }
 
 func readFile(name string) ([]byte, error) {

@@ -40,11 +40,8 @@ func main() {
 		return nil
 	})
 	flag.Func("inject", "`file` of the configuration of injection: serve Kubernetes' webhooks", func(file string) error {
-		text, err := readFile(file)
-		if err != nil {
-			return err
-		}
-		read, err := inject.ReadConfig(text)
+		cfg.InjectAnew = func() (inject.Config, error) { return readInjection(file) }
+		read, err := cfg.InjectAnew()
 		cfg.Inject = &read
 		return err
 	})
