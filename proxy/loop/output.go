@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"math"
 	"syscall"
 	"unsafe"
 
@@ -77,12 +78,13 @@ func (l *Loop) Trim() { l.chunks.trim() }
 // output is a queue of bytes in buffers of a stock. The zero value is empty and owns nothing.
 type output struct {
 	head, tail *chunk
-	n          int // bytes
+	n          int32  // bytes, of which there are hardly more than outputBytesMax
+	given      uint32 // bytes that the kernel has taken since Conn.Mark, or the most that fit
 }
 
 // add copies p to the end.
 func (o *output) add(s *chunks, p []byte) {
-	o.n += len(p)
+	o.n += int32(len(p))
 	for len(p) > 0 {
 		if o.tail == nil || o.tail.w == len(o.tail.b) {
 			o.extend(s)
@@ -106,7 +108,7 @@ func (o *output) extend(s *chunks) {
 
 // drop removes n bytes from the front and gives emptied buffers back.
 func (o *output) drop(s *chunks, n int) {
-	o.n -= n
+	o.n -= int32(n)
 	for o.head != nil {
 		k := o.head
 		if k.w-k.r > n {
@@ -121,7 +123,7 @@ func (o *output) drop(s *chunks, n int) {
 }
 
 // clear removes everything.
-func (o *output) clear(s *chunks) { o.drop(s, o.n) }
+func (o *output) clear(s *chunks) { o.drop(s, int(o.n)) }
 
 // flush gives the kernel what waits in c.out.
 func (c *Conn) flush() {
@@ -158,7 +160,8 @@ func (c *Conn) send(tail []byte) (sent int) {
 		if n < size {
 			c.flags |= blocked
 		}
-		queued := min(n, c.out.n)
+		c.out.given = uint32(min(uint64(c.out.given)+uint64(n), math.MaxUint32))
+		queued := min(n, int(c.out.n))
 		c.out.drop(&l.chunks, queued)
 		sent += n - queued
 	}

@@ -101,7 +101,7 @@ func (t *recordTransport) write(c *Conn, p []byte) error {
 		k := c.out.tail
 		n := copy(k.b[k.w:t.limit], p)
 		k.w += n
-		c.out.n += n
+		c.out.n += int32(n)
 		p = p[n:]
 		if k.w == t.limit {
 			t.flush(c)
@@ -141,7 +141,7 @@ func (t *recordTransport) flush(c *Conn) {
 	k := c.out.tail
 	n := len(t.session.Seal(k.b[t.start:k.w])) - (k.w - t.start)
 	k.w += n
-	c.out.n += n
+	c.out.n += int32(n)
 }
 
 // update changes the keys of what we write.
