@@ -206,11 +206,8 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 	}
 	x, ep := a.x, a.t.ep
 	reason := a.abortReason(why)
-	// HTTP/2 says that nothing was done; of a connection that ended one cannot be sure. That to a proxy does not end
-	// because of what is in a request.
-	untouched := why == stream.AbortRefused && a.conn.h2 != nil
-	again := untouched && (a.reused || a.conn.mux != nil) ||
-		x != nil && x.idempotent() && (a.reused || a.conn.silence != nil) && !a.headed && a.connectionEnded(why, err)
+	untouched := a.untouched(why)
+	again := untouched && (a.reused || a.conn.mux != nil) || x != nil && x.idempotent() && a.repeatable() && a.connectionEnded(why, err)
 	a.close()
 	if x == nil || x.current != a {
 		return
@@ -230,11 +227,27 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 		x.attempt()
 		return
 	}
+	if (untouched || again) && x.refuse(reason) {
+		return
+	}
 	cond := plan.OnReset | plan.On5xx | plan.OnGatewayError
 	if untouched {
 		cond |= plan.OnRefusedStream | plan.OnResetBeforeRequest
 	}
 	x.again(ep, cond, reason)
+}
+
+// untouched reports whether it is certain that the server has done nothing of what was asked for: HTTP/2 says so; of HTTP/1
+// one knows if the server had ended the connection before the request came to it.
+func (a *attempt) untouched(why stream.Abort) bool {
+	return why == stream.AbortRefused && (a.conn.h2 != nil || a.conn.c.Untaken())
+}
+
+// repeatable reports whether a request that may be repeated is, if the connection ends before it is answered: one that has
+// served before may have been closed just then, and so may any to the application beside this proxy, which ends with the
+// pod. That to a proxy does not end because of what is in a request.
+func (a *attempt) repeatable() bool {
+	return !a.headed && (a.reused || a.conn.silence != nil || a.x.d.s.listener.Plan.Direction == plan.Inbound)
 }
 
 // connectionEnded reports whether the attempt was aborted because its connection ended before it was answered, and not the

@@ -552,11 +552,12 @@ func (x *exchange) finishReset() {
 	x.finish()
 }
 
-// refuse has the proxy of a client in the mesh ask another endpoint, where the application here takes no connections: as a
-// rule it is about to end, and not everybody knows yet. Of the request nothing was done, which HTTP/2 can say (RFC 9113
-// section 8.7), and proxies send it again then, whatever its method (Istio's default retries: refused-stream).
+// refuse has the proxy of a client in the mesh ask another endpoint, where the application here takes no connections, or has
+// ended those that it had: as a rule it is about to end, and not everybody knows yet. Of the request nothing was done, or may
+// be done twice, which HTTP/2 can say (RFC 9113 section 8.7), and proxies send it again then, whatever its method (Istio's
+// default retries: refused-stream).
 func (x *exchange) refuse(why telemetry.Reason) bool {
-	if x.d.h2 == nil || !x.d.s.meshed || x.d.s.listener.Plan.Direction != plan.Inbound || !x.canResend() {
+	if x.d.h2 == nil || !x.d.s.meshed || x.d.s.listener.Plan.Direction != plan.Inbound || x.responded || x.over {
 		return false
 	}
 	x.rec.fail(why)

@@ -340,6 +340,7 @@ func (u *upstream) open(r stream.Receiver) stream.Sender {
 	if !u.h1.Idle() {
 		return nil
 	}
+	u.c.Mark() // see attempt.untouched
 	return u.h1.Open(r)
 }
 

@@ -51,7 +51,6 @@ type ClientConn struct {
 	head, connect, upgrade bool // of the request
 	closing                bool // the response said, or implied, that the connection closes
 	answered               bool // part of the response has arrived
-	used                   bool // an exchange has been made before
 	why                    stream.Abort
 	fault                  Fault // with why
 }
@@ -218,7 +217,7 @@ func (c *ClientConn) settle() {
 		c.close()
 		return
 	}
-	c.state, c.used = clientIdle, true
+	c.state = clientIdle
 	c.owner.OnIdle(c)
 }
 
@@ -252,11 +251,8 @@ func (c *ClientConn) fail(f Fault) {
 	c.dead()
 }
 
-// refused reports that the server cannot have begun to answer, so that the request may be sent again: nothing of it
-// was sent, or the connection closed before the first byte of the response although it had served before.
-func (c *ClientConn) refused() bool {
-	return c.state == clientHead && !c.answered && (c.used || c.outAt == outHead)
-}
+// refused reports that the server has not begun to answer.
+func (c *ClientConn) refused() bool { return c.state == clientHead && !c.answered }
 
 // OnEOF takes the end of what the server sends.
 func (c *ClientConn) OnEOF() {

@@ -187,11 +187,11 @@ func TestClientEnds(t *testing.T) {
 		{"EOF before the response, new", false, func(cl *ClientConn, conn *fakeConn, j *journal) {
 			cl.Open(j).SendHead(request("GET", "/", -1), true)
 			conn.end()
-		}, "dead abort:closed:unexpected EOF"},
+		}, "dead abort:refused:unexpected EOF"},
 		{"reset before the response, new", false, func(cl *ClientConn, conn *fakeConn, j *journal) {
 			cl.Open(j).SendHead(request("GET", "/", -1), true)
 			conn.fail(errors.New("broken"))
-		}, "dead abort:reset:broken"},
+		}, "dead abort:refused:broken"},
 		{"EOF before the request, new", false, func(cl *ClientConn, conn *fakeConn, j *journal) {
 			cl.Open(j)
 			conn.end()

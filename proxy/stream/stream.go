@@ -11,8 +11,8 @@ const (
 	AbortClosed
 	// AbortReset: the peer reset the stream or the connection.
 	AbortReset
-	// AbortRefused: the peer refused the stream before doing any work (HTTP/2 REFUSED_STREAM, GOAWAY above
-	// our stream, a pooled HTTP/1 connection that closed before a byte of the response). Safe to send again.
+	// AbortRefused: the peer refused the stream before doing any work (HTTP/2 REFUSED_STREAM, GOAWAY above our stream), so
+	// that it is safe to send again; or the connection of HTTP/1 ended before a byte of the response, so that it may be.
 	AbortRefused
 	// AbortProtocol: what arrived is not valid HTTP.
 	AbortProtocol
