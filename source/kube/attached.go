@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	gatewayapi "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -27,26 +29,9 @@ func (w *statusWriter) attach(all map[api.Ref]any) {
 // attachedPatch is the status that an object of the Gateway API should have, as a merge patch; nil if it has it. What
 // others have written stays: conditions of other types, and parents of other controllers. The caller holds mu.
 func (w *statusWriter) attachedPatch(ref api.Ref, a *account) map[string]any {
+	next := w.attachedStatus(ref, a)
 	if len(a.faults) > 0 {
-		return nil // the last good version counts, and its status says so by its generation
-	}
-	next := map[string]any{}
-	switch st := w.attached[ref].(type) {
-	case gatewayapi.GatewayClassStatus:
-		own := asJSON(&st)
-		next["conditions"] = a.conditionsOf(a.whole["conditions"], own["conditions"])
-		next["supportedFeatures"] = own["supportedFeatures"]
-	case gatewayapi.GatewayStatus:
-		own := asJSON(&st)
-		next["conditions"] = a.conditionsOf(a.whole["conditions"], own["conditions"])
-		next["addresses"] = own["addresses"] // nil removes them
-		next["listeners"] = a.listenersOf(own["listeners"])
-	default:
-		parents, ours := a.parentsOf(st)
-		if !ours {
-			return nil
-		}
-		next["parents"] = parents
+		next = w.refusedStatus(ref, a)
 	}
 	same := true
 	for name, value := range next {
@@ -58,6 +43,81 @@ func (w *statusWriter) attachedPatch(ref api.Ref, a *account) map[string]any {
 		return nil
 	}
 	return map[string]any{"metadata": map[string]any{"resourceVersion": a.version}, "status": next}
+}
+
+// attachedStatus is the part of the status of an object in force that is ours; nil: it is not ours.
+func (w *statusWriter) attachedStatus(ref api.Ref, a *account) map[string]any {
+	switch st := w.attached[ref].(type) {
+	case gatewayapi.GatewayClassStatus:
+		own := asJSON(&st)
+		return map[string]any{"conditions": a.conditionsOf(a.whole["conditions"], own["conditions"]), "supportedFeatures": own["supportedFeatures"]}
+	case gatewayapi.GatewayStatus:
+		own := asJSON(&st)
+		return map[string]any{
+			"conditions": a.conditionsOf(a.whole["conditions"], own["conditions"]),
+			"addresses":  own["addresses"], // nil removes them
+			"listeners":  a.listenersOf(own["listeners"]),
+		}
+	default:
+		if parents, ours := a.parentsOf(st); ours {
+			return map[string]any{"parents": parents}
+		}
+		return nil
+	}
+}
+
+// refusedStatus is that of an object that is refused: its last good version, if any, stays in force, and the condition
+// Accepted says why this one is not. What else the status says is of the generation that it names.
+func (w *statusWriter) refusedStatus(ref api.Ref, a *account) map[string]any {
+	refused := func(reason string) []metav1.Condition {
+		return []metav1.Condition{{Type: conditionAccepted, Status: metav1.ConditionFalse, Reason: reason, Message: told(a.faults)}}
+	}
+	ours := func(kind, namespace, name string) bool {
+		return w.attached[api.Ref{Kind: kind, Namespace: namespace, Name: name}] != nil
+	}
+	switch ref.Kind {
+	case api.KindListenedGateway:
+		if !ours(ref.Kind, ref.Namespace, ref.Name) && !ours(api.KindGatewayClass, "", a.class) {
+			return nil
+		}
+		own := asJSON(&gatewayapi.GatewayStatus{Conditions: refused(string(gatewayapi.GatewayReasonInvalid))})
+		return map[string]any{"conditions": a.conditionsOf(a.whole["conditions"], own["conditions"])}
+	case api.KindHTTPRoute, api.KindGRPCRoute:
+		var st gatewayapi.RouteStatus
+		for _, p := range a.parents {
+			kind := or(p.Group, api.GroupGateway) + "/" + or(p.Kind, api.KindGateway)
+			gateway := kind == api.GroupGateway+"/"+api.KindGateway && ours(api.KindListenedGateway, or(p.Namespace, ref.Namespace), string(p.Name))
+			if gateway || kind == "/"+api.KindService {
+				st.Parents = append(st.Parents, gatewayapi.RouteParentStatus{
+					ParentRef: p, ControllerName: attach.Controller, Conditions: refused(string(gatewayapi.RouteReasonUnsupportedValue)),
+				})
+			}
+		}
+		if parents, ours := a.parentsOf(st); ours {
+			return map[string]any{"parents": parents}
+		}
+	}
+	return nil
+}
+
+// or is what a text points to, or else the other.
+func or[T ~string](p *T, other string) string {
+	if p == nil {
+		return other
+	}
+	return string(*p)
+}
+
+// refers notes of an object that is refused what tells whether its status is ours to write: its parents, its class.
+func (s *standing) refers(u *unstructured.Unstructured) {
+	s.class, _, _ = unstructured.NestedString(u.Object, "spec", "gatewayClassName")
+	list, _, _ := unstructured.NestedSlice(u.Object, "spec", "parentRefs")
+	for _, x := range list {
+		var p gatewayapi.ParentReference
+		if m, ok := x.(map[string]any); ok && runtime.DefaultUnstructuredConverter.FromUnstructured(m, &p) == nil {
+			s.parents = append(s.parents, p)
+		}
+	}
 }
 
 func empty(v any) bool {

@@ -21,6 +21,13 @@ func (s *apiServer) parents(name string) map[string]object {
 	return out
 }
 
+const gatewayClass = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: lateen}
+spec: {controllerName: lateen.dev/gateway-controller}
+---`
+
 // TestAttached: the Gateway API's objects become routes and gateways of the mesh, and their status says so beside what
 // other controllers say; what they refer to may come later and change.
 func TestAttached(t *testing.T) {
@@ -87,5 +94,53 @@ status: {parents: [{controllerName: other.dev/c, parentRef: {name: other}, condi
 	r.await("nothing of ours is told of the route", func() bool {
 		p := s.parents("default/web")
 		return p[ours] == nil && p["other.dev/c"] != nil && r.object(mesh.KindRoute, "default", "httproute/web") == nil
+	})
+}
+
+// TestAttachedRefused: an object of the Gateway API with a fault says so in its status, whether it was in order before or
+// not; the last good version stays in force, and the status of others is left alone.
+func TestAttachedRefused(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	const route = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: NAME}
+spec: {parentRefs: [{name: edge}, {name: others}], rules: [{matches: [{path: {type: RegularExpression, value: "VALUE"}}]}]}
+`
+	named := func(name, value string) string {
+		return strings.NewReplacer("NAME", name, "VALUE", value).Replace(route)
+	}
+	const gateway = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec: {gatewayClassName: lateen, listeners: [{name: http, port: 80, protocol: HTTPPROTOCOL}]}
+`
+	s.apply(gatewayClass + strings.ReplaceAll(gateway, "PROTOCOL", "") + "---" + named("web", "/(a|b)") + "---" + named("new", "/(a"))
+	r := follow(t, s)
+	const ours = "lateen.dev/gateway-controller"
+	says := func(name, status string, generation float64) func() bool {
+		return func() bool {
+			p := s.parents("default/" + name)[ours]
+			return p["status"] == status && p["observedGeneration"] == generation && (status == "True" || p["reason"] == "UnsupportedValue" && strings.Contains(p["message"].(string), "/(a"))
+		}
+	}
+	r.await("the route is accepted", says("web", "True", 1))
+	r.await("the other is not", says("new", "False", 1))
+	s.apply(named("web", "/(a"))
+	r.await("the route with a fault is not", says("web", "False", 2))
+	if m, _ := r.object(mesh.KindRoute, "default", "httproute/web").(*mesh.Route); m == nil {
+		t.Error("the last good version is not in force")
+	}
+	if status, _ := s.get(api.KindHTTPRoute, "default/web")["status"].(object); len(status["parents"].([]any)) != 1 {
+		t.Errorf("the status tells of others' parents: %v", status)
+	}
+	s.apply(named("web", "/(a|b)"))
+	r.await("the route is accepted again", says("web", "True", 3))
+	s.apply(strings.ReplaceAll(gateway, "PROTOCOL", ", tls: {mode: Terminate}"))
+	r.await("the Gateway is refused", func() bool {
+		a := s.acceptance(api.KindListenedGateway, "default/edge")
+		return a["status"] == "False" && a["reason"] == "Invalid" && a["observedGeneration"] == 2.0
 	})
 }

@@ -39,6 +39,7 @@ func written(o runtime.Object) any {
 	}
 	if len(out.faults) > 0 {
 		out.closed = closed(u, out.faults)
+		out.standing.refers(u)
 	}
 	for i := range out.faults {
 		out.faults[i].Object = cmp.Or(out.faults[i].Object, refOf(u).String())

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/flowcontrol"
+	gatewayapi "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/source"
@@ -53,6 +54,9 @@ type standing struct {
 	messages   []any
 	// whole is the status of a kind of the Gateway API.
 	whole map[string]any
+	// class and parents are what one that is refused refers to.
+	class   string
+	parents []gatewayapi.ParentReference
 }
 
 // plurals are the resources' names by kind.
