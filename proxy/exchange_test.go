@@ -87,6 +87,7 @@ func TestLocalAnswers(t *testing.T) {
 		{"no route", &plan.Route{Hosts: []plan.VirtualHost{{Domains: []string{"other.example"}}}}, nil, 404, "no_route"},
 		{"no rule", &plan.Route{Hosts: []plan.VirtualHost{{Domains: []string{"*"}}}}, nil, 404, "no_route"},
 		{"direct", to("c", func(r *plan.Rule) { r.Clusters, r.Direct = nil, &plan.DirectResponse{Code: 418, Body: "teapot"} }), nil, 418, "direct_response"},
+		{"an invalid destination", to(plan.ClusterInvalid), nil, 500, "no_cluster"},
 		{"no endpoint", to("c"), cluster("c"), 503, "no_healthy_endpoint"},
 		{"refused", to("c"), cluster("c", closed), 503, "connect_refused"},
 		{"abort", to("c", func(r *plan.Rule) { r.Fault = &plan.Fault{AbortStatus: 555, AbortGRPC: -1, AbortPercent: 100} }), cluster("c", closed), 555, "fault_abort"},
