@@ -17,6 +17,10 @@ func configChecks() group {
 			next: "correct the objects that are named; of each its last good version stays in force, if there was one",
 		},
 		{
+			name: "Gateways and routes of the Gateway API are in force", judge: gatewaysInForce,
+			next: "do what each message says; a listener or rule without what it refers to is closed, or answers 500",
+		},
+		{
 			name: "lateend finds nothing odd in them", judge: nothingOdd,
 			next: "look at the objects that are named: what they ask for has no effect as it stands",
 		},

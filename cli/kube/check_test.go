@@ -38,7 +38,7 @@ func checkIt(t *testing.T, s *stage, o checkOptions) (string, bool) {
 func TestSound(t *testing.T) {
 	s := newStage(t)
 	out, good := checkIt(t, s, checkOptions{proxy: true, failOn: "warning"})
-	if !good || !strings.HasSuffix(out, "\n√ all 28 checks hold\n") || strings.Contains(out, "\x1b") {
+	if !good || !strings.HasSuffix(out, "\n√ all 29 checks hold\n") || strings.Contains(out, "\x1b") {
 		t.Error(out)
 	}
 	for _, name := range []string{"lateend"} {
@@ -210,6 +210,16 @@ func TestAfter(t *testing.T) {
 		{"refused", func(s *stage) {
 			_ = unstructured.SetNestedSlice(s.custom["web"].Object, []any{map[string]any{"type": "Accepted", "status": "False", "message": "torn"}}, "status", "conditions")
 		}, "× no object is refused\n    VirtualService shop/web: torn"},
+		{"a Gateway that waits", func(s *stage) { s.listened("True", "False", "True") }, "× Gateways and routes of the Gateway API are in force\n    Gateway shop/it: Programmed: is not\n"},
+		{"a listener that is closed", func(s *stage) { s.listened("True", "True", "False") }, "Gateway shop/it: listener http: Accepted: is not\n"},
+		{"a Gateway that is refused", func(s *stage) { s.listened("False", "False", "False") }, "\n    Gateway shop/it: Accepted: is not\n    → "},
+		{"a route that is refused", func(s *stage) {
+			status := func(controller, accepted string) any {
+				return map[string]any{"controllerName": controller, "parentRef": map[string]any{"name": "it"}, "conditions": []any{saying("Accepted", accepted)}}
+			}
+			o := s.store("gateway.networking.k8s.io", "grpcroutes", "GRPCRoute", nil)
+			_ = unstructured.SetNestedSlice(o.Object, []any{status("other.dev/controller", "False"), status("lateen.dev/gateway-controller", "True")}, "status", "parents")
+		}, "× Gateways and routes of the Gateway API are in force\n    GRPCRoute shop/it: the status does not say yet whether it is ResolvedRefs\n    → "},
 		{"odd", func(s *stage) {
 			s.pages["lateend-1:15014"]["/status"] = `{"version": "v1", "warnings": [{"object": "VirtualService shop/web", "message": "odd", "code": "IST0101"}]}`
 		}, "‼ lateend finds nothing odd in them\n    VirtualService shop/web: odd [IST0101]"},
@@ -339,4 +349,22 @@ func TestCheckFlags(t *testing.T) {
 // checkFunc is a check that looks at nothing.
 func checkFunc(judge func() verdict) func(context.Context, *look) verdict {
 	return func(context.Context, *look) verdict { return judge() }
+}
+
+// saying is a condition.
+func saying(kind, status string) any {
+	return map[string]any{"type": kind, "status": status, "reason": kind, "message": "is not", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+}
+
+// listened puts a Gateway of the Gateway API into the cluster, with the conditions Accepted and Programmed and the
+// conditions of its listener.
+func (s *stage) listened(accepted, programmed, listener string) {
+	class := s.store("gateway.networking.k8s.io", "gatewayclasses", "GatewayClass", map[string]any{"controllerName": "lateen.dev/gateway-controller"})
+	class.SetName("lateen")
+	s.custom["class"] = class
+	o := s.store("gateway.networking.k8s.io", "gateways", "Gateway", map[string]any{"gatewayClassName": "lateen"})
+	_ = unstructured.SetNestedSlice(o.Object, []any{saying("Accepted", accepted), saying("Programmed", programmed)}, "status", "conditions")
+	_ = unstructured.SetNestedSlice(o.Object, []any{map[string]any{
+		"name": "http", "attachedRoutes": int64(0), "conditions": []any{saying("Accepted", listener), saying("ResolvedRefs", "True")},
+	}}, "status", "listeners")
 }

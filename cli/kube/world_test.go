@@ -210,17 +210,30 @@ func (s *stage) pod(namespace, name string) *core.Pod {
 
 // world is the cluster as the commands ask it.
 func (s *stage) world() *world {
-	var typed, custom []runtime.Object
+	var typed []runtime.Object
 	for _, o := range s.objects {
 		typed = append(typed, o)
 	}
 	kinds := map[schema.GroupVersionResource]string{definitions: "CustomResourceDefinitionList"}
+	resources := map[string]schema.GroupVersionResource{"CustomResourceDefinition": definitions}
 	for name, u := range s.custom {
-		custom = append(custom, u)
 		if d := definitionOf(u.Object); d.storage != "" {
-			kinds[schema.GroupVersionResource{Group: d.group, Version: d.storage, Resource: d.resource}] = d.kind + "List"
+			r := schema.GroupVersionResource{Group: d.group, Version: d.storage, Resource: d.resource}
+			kinds[r], resources[d.group+"/"+d.kind] = d.kind+"List", r
 		} else if name == "" {
 			s.t.Fatal("an object without a name")
+		}
+	}
+	objects := fakedynamic.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds)
+	for _, u := range s.custom {
+		kind := u.GroupVersionKind()
+		r, found := resources[kind.Kind]
+		if !found {
+			r = resources[kind.Group+"/"+kind.Kind]
+		}
+		// Told the resource: the fake takes a Gateway's to be gatewaies.
+		if err := objects.Tracker().Create(r, u, u.GetNamespace()); err != nil {
+			s.t.Fatal(err)
 		}
 	}
 	clients := fake.NewSimpleClientset(typed...)
@@ -232,7 +245,7 @@ func (s *stage) world() *world {
 		return true, review, nil
 	})
 	return &world{
-		kube: clients, objects: fakedynamic.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, custom...),
+		kube: clients, objects: objects,
 		dial: s.dial, now: func() time.Time { return s.now }, version: "v1", certDays: 60,
 		date:  func(context.Context) (time.Time, error) { return s.now.Add(s.skew), nil },
 		known: func() (map[string]definition, error) { return s.known, nil },
