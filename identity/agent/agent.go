@@ -46,6 +46,9 @@ const (
 
 	retryFirst = 500 * time.Millisecond
 	retryMax   = time.Minute
+	// retryIdle is the longest pause of a workload without a valid certificate: it can do nothing but wait, and a whole
+	// mesh may.
+	retryIdle = 5 * time.Second
 
 	// wallCheck is how often the wall clock is looked at while waiting for
 	// a renewal, which comes too late otherwise after the machine slept.
@@ -186,8 +189,8 @@ func (a *Agent) Err() error {
 
 // Run obtains a certificate and renews it at half of its life, until the
 // context ends; it returns the context's error. What does not succeed is tried
-// again, after pauses that grow to a minute, while the old certificate stays in
-// use.
+// again, after pauses that grow to a minute while the old certificate serves on,
+// and to 5 s where there is none.
 func (a *Agent) Run(ctx context.Context) error {
 	next := time.Now()
 	if cert := a.valid(); cert != nil {
@@ -205,7 +208,11 @@ func (a *Agent) Run(ctx context.Context) error {
 			return ctx.Err()
 		case err != nil:
 			a.failure.Store(&err)
-			pause := retryPause(failures)
+			most := retryMax
+			if a.valid() == nil {
+				most = retryIdle
+			}
+			pause := retryPause(failures, most)
 			failures++
 			a.logFailure(err, pause)
 			next = time.Now().Add(pause)
@@ -396,11 +403,11 @@ func renewAt(cert *x509.Certificate, got time.Time) time.Time {
 }
 
 // retryPause returns how long to wait after a failure that came after so many
-// others: a random time between half and all of a span that doubles.
-func retryPause(failures int) time.Duration {
-	span := retryMax
+// others: a random time between half and all of a span that doubles, up to most.
+func retryPause(failures int, most time.Duration) time.Duration {
+	span := most
 	if failures < 16 {
-		span = min(retryFirst<<failures, retryMax)
+		span = min(retryFirst<<failures, most)
 	}
 	return span/2 + mathrand.N(span/2)
 }

@@ -314,6 +314,30 @@ func TestControlPlaneAway(t *testing.T) {
 	})
 }
 
+// The control plane comes some minutes after the workload: it is asked within
+// seconds, by many such workloads not all at once.
+func TestControlPlaneLate(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlane(t, dir)
+		p.handToken(t)
+		p.goAway(true)
+		f := start(t, p)
+		defer f.stop()
+		<-time.After(5 * time.Minute)
+		synctest.Wait()
+		if n := len(f.made()); n < 60 || n > 150 {
+			t.Errorf("%d attempts in five minutes", n)
+		}
+		p.goAway(false)
+		<-time.After(5 * time.Second)
+		synctest.Wait()
+		if !f.ready() {
+			t.Error("no certificate 5 s after the control plane came")
+		}
+	})
+}
+
 // It stays away too long: the certificate expires, and the way back in is a
 // token.
 func TestCertificateExpires(t *testing.T) {

@@ -68,7 +68,7 @@ func FuzzDecodeResponse(f *testing.F) {
 func TestRetryPause(t *testing.T) {
 	for failures, most := range map[int]time.Duration{0: retryFirst, 1: 2 * retryFirst, 5: 32 * retryFirst, 7: retryMax, 15: retryMax, 1 << 40: retryMax} {
 		for range 100 {
-			if p := retryPause(failures); p < most/2 || p > most {
+			if p := retryPause(failures, retryMax); p < most/2 || p > most {
 				t.Fatalf("after %d failures: %v, want %v to %v", failures, p, most/2, most)
 			}
 		}

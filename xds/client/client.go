@@ -33,7 +33,7 @@ const Method = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggr
 const (
 	defaultSubscriptionsMax = 1 << 16
 	defaultBackoffMin       = 200 * time.Millisecond
-	defaultBackoffMax       = 30 * time.Second
+	defaultBackoffMax       = 10 * time.Second // what a mesh waits at most for a control plane that is back
 
 	// openTimeout bounds the opening of a stream, and sendTimeout the sending of a request to a server that does
 	// not read. Both end the stream.
@@ -109,7 +109,7 @@ type Config struct {
 
 	// BackoffMin and BackoffMax bound the pause before a stream is opened again. The pause doubles with each stream
 	// that the server did not serve, and is shortened by up to half at random so that the clients of a server that
-	// went away do not return all at once. 0 means 200 ms and 30 s.
+	// went away do not return all at once. 0 means 200 ms and 10 s.
 	BackoffMin, BackoffMax time.Duration
 }
 

@@ -435,6 +435,22 @@ func TestWildcard(t *testing.T) {
 	})
 }
 
+// TestBack: a client is back within seconds after its server, however long that was away.
+func TestBack(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, c *Client, f *far, n *near) {
+		f.set(func() { f.refuse = errors.New("connection refused") })
+		subscribe(t, c, typeA, "x")
+		pass(time.Hour)
+		f.set(func() { f.refuse, f.dialled = nil, nil })
+		pass(10 * time.Second)
+		if got := len(f.dials()); got != 1 {
+			t.Errorf("%d attempts within 10 s after an hour, want one", got)
+		}
+		pass(settleTime)
+		n.expect(t, "connected true")
+	})
+}
+
 func TestBackoff(t *testing.T) {
 	const least, most = 100 * time.Millisecond, 2 * time.Second
 	inBubble(t, Config{BackoffMin: least, BackoffMax: most}, func(t *testing.T, c *Client, f *far, n *near) {
