@@ -49,6 +49,7 @@ var others = []Kind{
 	{"Secret", schema.GroupVersionResource{Version: "v1", Resource: "secrets"}, true},
 	{"Lease", schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}, true},
 	{"ClusterTrustBundle", schema.GroupVersionResource{Group: "certificates.k8s.io", Version: "v1", Resource: "clustertrustbundles"}, false},
+	{"GatewayClass", schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}, false},
 	{InstallationKind, Installations, false},
 }
 

@@ -101,7 +101,7 @@ func (a *Applier) live(ctx context.Context, o deploy.Object) (*unstructured.Unst
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", o, err)
+		return nil, fmt.Errorf("read %s: %w%s", o, err, next(err))
 	}
 	return got, nil
 }
@@ -168,6 +168,8 @@ func causes(err error) string {
 // next is what to do about an answer of the API server.
 func next(err error) string {
 	switch {
+	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), ":"+deploy.Namespace+":"+OperatorName+`"`):
+		return "; the operator may not give what it has not: name the namespaces also with `lateen operator init --set secretNamespaces={...}`, or bring it up to date with `lateen operator init`"
 	case apierrors.IsForbidden(err):
 		return "; use an account that may do it, such as one with the ClusterRole cluster-admin"
 	case apierrors.IsUnauthorized(err):
@@ -201,7 +203,7 @@ func (a *Applier) made(ctx context.Context, revision string) ([]deploy.Object, e
 		if k.Name == definition {
 			continue
 		}
-		list, err := a.client.Resource(k.Resource).List(ctx, metav1.ListOptions{LabelSelector: labelInstallation + "=" + revision})
+		list, err := a.client.Resource(k.Resource).List(ctx, metav1.ListOptions{LabelSelector: LabelInstallation + "=" + revision})
 		if apierrors.IsNotFound(err) {
 			continue // a kind that this cluster does not know
 		}
@@ -216,8 +218,8 @@ func (a *Applier) made(ctx context.Context, revision string) ([]deploy.Object, e
 	return out, nil
 }
 
-// labelInstallation is on all that an installation has made.
-const labelInstallation = "lateen.dev/installation"
+// LabelInstallation is on all that an installation has made; its value is the revision.
+const LabelInstallation = "lateen.dev/installation"
 
 // delete takes one object away, and what it owns after it.
 func (a *Applier) delete(ctx context.Context, o deploy.Object) error {

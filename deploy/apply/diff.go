@@ -3,6 +3,7 @@ package apply
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 
@@ -29,7 +30,7 @@ func (a *Applier) Compare(ctx context.Context, i Installation) ([]Difference, er
 	if err != nil {
 		return nil, err
 	}
-	definitions, err := deploy.Definitions()
+	definitions, _, err := a.definitions(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -103,4 +104,12 @@ func bare(u *unstructured.Unstructured) string {
 	}
 	text, err := yaml.Marshal(c.Object)
 	return cmp.Or(string(text), fmt.Sprint(err))
+}
+
+// Fingerprint changes when something about an object does that an installation has to do with: not its status, but whether
+// that says that it is ready.
+func Fingerprint(u *unstructured.Unstructured) string {
+	missing := checks[u.GetKind()]
+	sum := sha256.Sum256([]byte(bare(u)))
+	return fmt.Sprintf("%x %v", sum, missing == nil || missing(u) == "")
 }

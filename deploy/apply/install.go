@@ -34,46 +34,107 @@ func (t tally) String() string {
 	return cmp.Or(strings.Join(out, ", "), "nothing to do")
 }
 
-// Install makes an installation and records it. It waits until all of it is ready, for as long as wait says in all; 0: it
+// ErrSuperseded as the cause of a context's end says that somebody else goes on: nothing is written down of the end.
+var ErrSuperseded = errors.New("something newer is wanted")
+
+// Install writes down an installation and makes it. It waits until all of it is ready, for as long as wait says in all; 0: it
 // does not wait. What has gone wrong is recorded, too.
 func (a *Applier) Install(ctx context.Context, i Installation, wait time.Duration) error {
-	objects, err := deploy.Render(i.Config())
+	if _, err := i.Render(); err != nil {
+		return err
+	}
+	ctx, cancel := within(ctx, wait)
+	defer cancel()
+	if err := a.Ground(ctx); err != nil {
+		return err
+	}
+	i, err := a.want(ctx, i)
 	if err != nil {
 		return err
 	}
-	if wait > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, wait, fmt.Errorf("it was not ready within %v", wait))
-		defer cancel()
+	return a.make(ctx, i, wait)
+}
+
+// Keep makes an installation as the cluster's record of it, which was just read, wants it, or repairs it; it waits as Install
+// does. If there is a fault in what is wanted the record says so, and what was wanted before it is kept. It stands on what
+// Ground makes.
+func (a *Applier) Keep(ctx context.Context, i Installation, wait time.Duration) error {
+	if _, err := i.Render(); err != nil {
+		return a.refuse(ctx, i, err)
 	}
-	if err := a.ground(ctx); err != nil {
-		return err
-	}
-	if i, err = a.want(ctx, i); err != nil {
-		return err
-	}
-	ready := metav1.Condition{Status: metav1.ConditionTrue, Reason: reasonInstalled, Message: "all of it is ready"}
+	ctx, cancel := within(ctx, wait)
+	defer cancel()
+	return a.make(ctx, i, wait)
+}
+
+// within bounds a context; wait 0: not.
+func within(ctx context.Context, wait time.Duration) (context.Context, context.CancelFunc) {
 	if wait == 0 {
-		ready = metav1.Condition{Status: metav1.ConditionUnknown, Reason: reasonNotWaited, Message: "it was not waited for"}
+		return context.WithCancel(ctx)
 	}
+	return context.WithTimeoutCause(ctx, wait, fmt.Errorf("it was not ready within %v", wait))
+}
+
+// refuse writes down a fault in what is wanted, and keeps what was wanted before.
+func (a *Applier) refuse(ctx context.Context, i Installation, fault error) error {
+	text := fmt.Sprintf("%s; correct it with `kubectl edit installation %s`", strings.TrimSpace(fault.Error()), i.Name)
+	before := i
+	if i.Status != nil && i.Status.Applied != nil {
+		text, before.Spec = text+"; what was wanted before stays in force", *i.Status.Applied
+	}
+	r := &record{applier: a, i: i}
+	if err := r.say(ctx, metav1.ConditionFalse, reasonInvalid, text); err != nil {
+		return err
+	}
+	a.tell(Step{Component: i.Name, Warning: true, Text: text})
+	objects, err := before.Render()
+	if err != nil {
+		return nil //nolint:nilerr // the fault was told; there is nothing that could be kept
+	}
+	return a.raise(ctx, i.Name, objects, false)
+}
+
+// make makes an installation that was written down.
+func (a *Applier) make(ctx context.Context, i Installation, wait time.Duration) error {
+	objects, err := i.Render()
+	if err != nil {
+		return err
+	}
+	r := &record{applier: a, i: i, objects: objects}
 	if last := i.Ready(); last == nil || last.ObservedGeneration != i.Generation {
-		if err := a.report(ctx, i, objects, metav1.Condition{Status: metav1.ConditionFalse, Reason: reasonWorking, Message: "under way"}); err != nil {
+		if err := r.say(ctx, metav1.ConditionFalse, reasonWorking, "under way"); err != nil {
 			return err
 		}
 	}
-	if err = a.raise(ctx, i.Name, objects, wait > 0); err != nil {
-		ready = metav1.Condition{Status: metav1.ConditionFalse, Reason: reasonFailed, Message: err.Error()}
+	// What is waited for stands in the record, too. That it could not be written is told by what is written last.
+	told := &Applier{client: a.client, tell: serial(func(s Step) {
+		if a.tell(s); s.Text != "" && !s.Done && !s.Warning {
+			_ = r.say(ctx, metav1.ConditionFalse, reasonWorking, s.Component+": "+s.Text)
+		}
+	})}
+	err = told.raise(ctx, i.Name, objects, wait > 0)
+	if errors.Is(context.Cause(ctx), ErrSuperseded) {
+		return err
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportTimeout)
 	defer cancel()
-	return errors.Join(err, a.report(last, i, objects, ready))
+	switch {
+	case err != nil:
+		return errors.Join(err, r.say(last, metav1.ConditionFalse, reasonFailed, err.Error()))
+	case wait == 0:
+		return r.say(last, metav1.ConditionUnknown, reasonNotWaited, "it was not waited for")
+	}
+	return r.say(last, metav1.ConditionTrue, reasonInstalled, "all of it is ready")
 }
 
-// ground makes what all revisions stand on: definitions of kinds, and the namespace.
-func (a *Applier) ground(ctx context.Context) error {
-	definitions, err := deploy.Definitions()
+// Ground makes what all revisions stand on: definitions of kinds, and the namespace.
+func (a *Applier) Ground(ctx context.Context) error {
+	definitions, stays, err := a.definitions(ctx)
 	if err != nil {
 		return err
+	}
+	if stays != "" {
+		a.tell(Step{Component: "definitions", Warning: true, Text: stays})
 	}
 	return a.step(ctx, "definitions", func(say func(string)) (string, error) {
 		done, err := a.all(ctx, "definitions", append(definitions, deploy.Ground()))

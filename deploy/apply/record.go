@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,6 +27,8 @@ const (
 	reasonWorking   = "Installing"
 	reasonFailed    = "InstallationFailed"
 	reasonNotWaited = "NotWaitedFor"
+	reasonInvalid   = "InvalidSpec"
+	reasonRemoving  = "Removing"
 )
 
 // Installation is the record of one revision's installation in the cluster, a custom resource of our own: what is wanted,
@@ -52,6 +55,8 @@ type Status struct {
 	ObservedGeneration int64 `json:"observedGeneration"`
 	// Version is that of the chart whose objects these are.
 	Version string `json:"version"`
+	// Applied is what the objects were made of: the last spec in which there was no fault.
+	Applied *Spec `json:"applied,omitempty"`
 	// Objects are all that were made, in the order in which they were applied.
 	Objects []Reference `json:"objects"`
 	// Conditions has one, Ready.
@@ -64,6 +69,14 @@ type Reference struct {
 	Kind       string `json:"kind"`
 	Namespace  string `json:"namespace,omitempty"`
 	Name       string `json:"name"`
+}
+
+// Render makes the objects of the installation.
+func (i Installation) Render() ([]deploy.Object, error) {
+	if r, said := i.Spec.Values["revision"]; said && r != i.Name {
+		return nil, fmt.Errorf("spec.values.revision is %v; the revision is the name of the Installation, %s: leave the value out", r, i.Name)
+	}
+	return deploy.Render(i.Config())
 }
 
 // Config is the installation as deploy renders it.
@@ -112,7 +125,21 @@ func read(u *unstructured.Unstructured) (i Installation, err error) {
 	return i, nil
 }
 
-// want writes down what is wanted, and returns it with its generation.
+// Find is the record of a revision's installation; nil: there is none.
+func (a *Applier) Find(ctx context.Context, revision string) (*Installation, error) {
+	u, err := a.records().Get(ctx, revision, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the Installation %s: %w%s", revision, err, next(err))
+	}
+	i, err := read(u)
+	return &i, err
+}
+
+// want writes down what is wanted, and nothing else is from then on, whoever has written what was; it returns it with its
+// generation.
 func (a *Applier) want(ctx context.Context, i Installation) (Installation, error) {
 	spec := map[string]any{}
 	if i.Spec.Profile != "" {
@@ -121,35 +148,67 @@ func (a *Applier) want(ctx context.Context, i Installation) (Installation, error
 	if len(i.Spec.Values) > 0 {
 		spec["values"] = i.Spec.Values
 	}
-	o, err := object(map[string]any{
+	u := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": deploy.Installations.GroupVersion().String(), "kind": deploy.InstallationKind,
 		"metadata": map[string]any{"name": i.Name}, "spec": spec,
-	})
+	}}
+	patch, err := json.Marshal([]any{map[string]any{"op": "add", "path": "/spec", "value": spec}})
 	if err != nil {
-		return i, err
+		return i, fmt.Errorf("write down what is wanted: %w", err)
 	}
-	force := true
-	u, err := a.records().Patch(ctx, o.Name, types.ApplyPatchType, []byte(o.YAML), metav1.PatchOptions{FieldManager: Manager, Force: &force})
+	made, err := a.records().Patch(ctx, i.Name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: Manager})
+	if apierrors.IsNotFound(err) {
+		made, err = a.records().Create(ctx, u, metav1.CreateOptions{FieldManager: Manager})
+	}
 	if err != nil {
-		return i, fmt.Errorf("write down what is wanted: %s: %w%s", o, err, next(err))
+		return i, fmt.Errorf("write down what is wanted: %s: %w%s", reference(u), err, next(err))
 	}
-	return read(u)
+	return read(made)
 }
 
-// report writes down what has become of an installation. Nothing is written if nothing has changed, not even the time.
-func (a *Applier) report(ctx context.Context, i Installation, made []deploy.Object, ready metav1.Condition) error {
+// record is what is written down of one installation while it is made. All methods may be called concurrently.
+type record struct {
+	applier *Applier
+	// objects are those that are made; nil: those that were.
+	objects []deploy.Object
+
+	mu sync.Mutex
+	i  Installation
+}
+
+// say writes down how far it is. Nothing is written if nothing has changed, not even the time.
+func (r *record) say(ctx context.Context, status metav1.ConditionStatus, reason, message string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	version, err := deploy.Version()
 	if err != nil {
 		return err
 	}
-	ready.Type, ready.ObservedGeneration, ready.LastTransitionTime = conditionReady, i.Generation, metav1.NewTime(time.Now().Truncate(time.Second))
-	if last := i.Ready(); last != nil && last.Status == ready.Status {
+	next := Status{ObservedGeneration: r.i.Generation, Objects: []Reference{}}
+	switch old := r.i.Status; {
+	case r.objects != nil:
+		next.Version, next.Applied = version, &r.i.Spec
+		for _, o := range r.objects {
+			next.Objects = append(next.Objects, Reference{o.APIVersion, o.Kind, o.Namespace, o.Name})
+		}
+	case old != nil:
+		next.Version, next.Applied, next.Objects = old.Version, old.Applied, append(next.Objects, old.Objects...)
+	}
+	ready := metav1.Condition{Type: conditionReady, Status: status, Reason: reason, Message: message, ObservedGeneration: r.i.Generation}
+	ready.LastTransitionTime = metav1.NewTime(time.Now().Truncate(time.Second))
+	if last := r.i.Ready(); last != nil && last.Status == status {
 		ready.LastTransitionTime = last.LastTransitionTime
 	}
-	status := Status{ObservedGeneration: i.Generation, Version: version, Objects: []Reference{}, Conditions: []metav1.Condition{ready}}
-	for _, o := range made {
-		status.Objects = append(status.Objects, Reference{o.APIVersion, o.Kind, o.Namespace, o.Name})
+	next.Conditions = []metav1.Condition{ready}
+	if err := r.applier.report(ctx, r.i, next); err != nil {
+		return err
 	}
+	r.i.Status = &next
+	return nil
+}
+
+// report writes down what has become of an installation.
+func (a *Applier) report(ctx context.Context, i Installation, status Status) error {
 	data, err := json.Marshal(map[string]any{
 		"apiVersion": deploy.Installations.GroupVersion().String(), "kind": deploy.InstallationKind,
 		"metadata": map[string]any{"name": i.Name}, "status": status,

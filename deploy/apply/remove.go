@@ -33,6 +33,9 @@ type Removal struct {
 	Kept []deploy.Object
 	// Last says that no control plane remains: what lateend has made goes as well, among it the authority's key.
 	Last bool
+	// Gateways are the Deployments that lateend has made for Gateways of the Gateway API, if Last: they have no control plane
+	// from then on. If all goes, they go, too.
+	Gateways []deploy.Object
 }
 
 // Removal finds out what goes with a revision; empty: with all of them.
@@ -43,7 +46,7 @@ func (a *Applier) Removal(ctx context.Context, revision string) (Removal, error)
 		if k.Name == definition {
 			continue
 		}
-		list, err := a.client.Resource(k.Resource).List(ctx, metav1.ListOptions{LabelSelector: labelInstallation})
+		list, err := a.client.Resource(k.Resource).List(ctx, metav1.ListOptions{LabelSelector: LabelInstallation})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return r, fmt.Errorf("look for what is installed: list %s: %w%s", k.Resource.Resource, err, next(err))
 		}
@@ -52,16 +55,16 @@ func (a *Applier) Removal(ctx context.Context, revision string) (Removal, error)
 		}
 	}
 	for _, u := range found {
-		if revision != "" && u.GetLabels()[labelInstallation] != revision && u.GetKind() == "Deployment" && u.GetLabels()["app"] == "lateend" {
+		if revision != "" && u.GetLabels()[LabelInstallation] != revision && u.GetKind() == "Deployment" && u.GetLabels()["app"] == "lateend" {
 			r.Last = false
 		}
 	}
 	for _, u := range found {
 		_, shared := u.GetLabels()[labelShared]
 		switch {
-		case shared && !r.Last && u.GetLabels()[labelInstallation] == revision:
+		case shared && !r.Last && u.GetLabels()[LabelInstallation] == revision:
 			r.Kept = append(r.Kept, reference(&u))
-		case r.Last && (shared || revision == "") || revision == "" || u.GetLabels()[labelInstallation] == revision:
+		case r.Last && (shared || revision == "") || revision == "" || u.GetLabels()[LabelInstallation] == revision:
 			if release := u.GetAnnotations()[annotationRelease]; release != "" {
 				return r, fmt.Errorf("%s is of Helm's release %s: run `helm uninstall %s -n %s`", reference(&u), release, release, deploy.Namespace)
 			}
@@ -86,8 +89,58 @@ func (a *Applier) Removal(ctx context.Context, revision string) (Removal, error)
 			return r, err
 		}
 		r.Objects = append(r.Objects, left...)
+		gateways, err := a.gateways(ctx)
+		if err != nil {
+			return r, err
+		}
+		for _, o := range gateways {
+			if o.Kind == "Deployment" {
+				r.Gateways = append(r.Gateways, o)
+			}
+		}
+		if revision == "" {
+			r.Objects = append(r.Objects, gateways...) // when lateend has ended, which would make them again
+		}
 	}
 	return r, nil
+}
+
+// selectGateways finds what lateend has made to run Gateways of the Gateway API.
+const selectGateways = "lateen.dev/managed=gateway"
+
+// gateways are the objects that lateend has made to run Gateways.
+func (a *Applier) gateways(ctx context.Context) ([]deploy.Object, error) {
+	var out []deploy.Object
+	for _, k := range deploy.Kinds() {
+		if !slices.Contains([]string{"Deployment", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget"}, k.Name) {
+			continue
+		}
+		list, err := a.client.Resource(k.Resource).List(ctx, metav1.ListOptions{LabelSelector: selectGateways})
+		if err != nil {
+			return nil, fmt.Errorf("look for gateways: list %s: %w%s", k.Resource.Resource, err, next(err))
+		}
+		for _, u := range list.Items {
+			out = append(out, reference(&u))
+		}
+	}
+	return out, nil
+}
+
+// controller is how GatewayClasses name ours, and server who lateend is in Kubernetes' managedFields.
+const (
+	controller = "lateen.dev/gateway-controller"
+	server     = "lateend"
+)
+
+// madeByServer reports whether an object is as lateend has made it. What is no GatewayClass is.
+func madeByServer(u *unstructured.Unstructured) bool {
+	if u.GetKind() != "GatewayClass" {
+		return true
+	}
+	name, _, _ := unstructured.NestedString(u.Object, "spec", "controllerName")
+	return name == controller && slices.ContainsFunc(u.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
+		return f.Manager == server && f.Subresource == ""
+	})
 }
 
 // annotationRelease is Helm's.
@@ -115,12 +168,14 @@ func (a *Applier) left(ctx context.Context) ([]deploy.Object, error) {
 		{APIVersion: "coordination.k8s.io/v1", Kind: "Lease", Namespace: deploy.Namespace, Name: "lateend-leader"},
 		{APIVersion: "certificates.k8s.io/v1", Kind: "ClusterTrustBundle", Name: trustName},
 		{APIVersion: "certificates.k8s.io/v1beta1", Kind: "ClusterTrustBundle", Name: trustName},
+		{APIVersion: "gateway.networking.k8s.io/v1", Kind: "GatewayClass", Name: "lateen"},
+		{APIVersion: "gateway.networking.k8s.io/v1", Kind: "GatewayClass", Name: "istio"},
 	} {
 		live, err := a.live(ctx, o)
 		if err != nil {
 			return nil, err
 		}
-		if live != nil {
+		if live != nil && madeByServer(live) {
 			out = append(out, o)
 		}
 	}
@@ -165,12 +220,27 @@ func (a *Applier) Remove(ctx context.Context, r Removal, wait time.Duration) err
 	}
 	return a.step(ctx, "rights and configuration", func(func(string)) (string, error) {
 		for _, o := range rest {
+			if err := a.let(ctx, o); err != nil {
+				return "", err
+			}
 			if err := a.delete(ctx, o); err != nil {
 				return "", err
 			}
 		}
 		return fmt.Sprintf("%d deleted", len(rest)), nil
 	})
+}
+
+// let takes away what would hold an object up whose own objects have gone.
+func (a *Applier) let(ctx context.Context, o deploy.Object) error {
+	if o.Kind != deploy.InstallationKind {
+		return nil
+	}
+	i, err := a.Find(ctx, o.Name)
+	if err != nil || i == nil {
+		return err
+	}
+	return a.release(ctx, *i)
 }
 
 // end deletes an object with all its pods and waits until they have ended.
