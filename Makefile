@@ -1,6 +1,6 @@
 # make build | demo | test | quick | lint | fuzz | bench | soak | profile | fix | cluster | cluster-down; `make test` is everything, on a fresh machine.
 SHELL := /bin/bash -o pipefail
-BIN   := lateen lateend lateen-proxy lateen-cni lateen-kube
+BIN   := lateen lateend lateen-proxy lateen-cni lateen-kube lateen-operator
 TOOL   = go tool -modfile=tools/go.mod
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -timeout 20m
 FUZZTIME ?= 3000x

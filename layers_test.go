@@ -33,7 +33,7 @@ var layers = map[string]string{
 	"control":   "api inject source mesh compile plan xds identity telemetry",
 	"deploy":    "",
 	"cli":       "api inject source mesh plan identity redirect telemetry deploy",
-	"cmd":       "control inject cni source/kube cli plan proxy redirect identity",
+	"cmd":       "control inject cni source/kube cli plan proxy redirect identity deploy/operate",
 	"examples":  "",
 	"test":      "api source mesh compile plan xds identity redirect telemetry proxy control cli deploy",
 }

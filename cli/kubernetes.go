@@ -25,6 +25,7 @@ func (a *app) kubernetes() []*cobra.Command {
 		{Use: "uninstall", Short: "Take the mesh, or one revision of it, out of a Kubernetes cluster"},
 		{Use: "manifest", Short: "Show what is installed in Kubernetes"},
 		{Use: "profile", Short: "Show the profiles of an installation in Kubernetes"},
+		{Use: "operator", Short: "Have a program of the cluster keep what is installed in it"},
 		{Use: "check", Short: "Check a cluster before, and the mesh after an installation"},
 		{Use: "dashboard", Short: "Open the admin page of lateend or of a proxy to this machine"},
 		{Use: "bug-report", Short: "Gather what helps to find a fault into one archive"},

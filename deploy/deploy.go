@@ -1,7 +1,7 @@
 // Package deploy makes the objects of an installation in Kubernetes.
 //
 // In come a profile and values; out go the objects, in the order in which they are to be applied. What they are says the
-// chart in deploy/chart and nothing else; Helm's own library renders it, so that `helm install` and ours are the same. The
+// chart in deploy/chart, and of the operator that keeps installations the one in deploy/operator, and nothing else; Helm's own library renders it, so that `helm install` and ours are the same. The
 // package must not know a cluster. All functions may be called concurrently.
 package deploy
 
@@ -39,7 +39,13 @@ const release = "lateen"
 // definitionsFolder is where the chart has its CustomResourceDefinitions.
 const definitionsFolder = "chart/crds"
 
-//go:embed all:chart
+// The folders of our charts: that of the mesh, and that of the operator which keeps installations.
+const (
+	meshFolder     = "chart"
+	operatorFolder = "operator"
+)
+
+//go:embed all:chart all:operator
 var chartFiles embed.FS
 
 //go:embed profiles
@@ -153,22 +159,36 @@ func Render(c Config) ([]Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	ours, err := load()
+	ours, err := load(meshFolder)
 	if err != nil {
 		return nil, err
 	}
 	return render(ours, values)
 }
 
-// load reads the chart.
-func load() (*chart.Chart, error) {
+// RenderOperator returns the objects of the operator, which are those of no installation, in the order in which they are to
+// be applied. Of c count the values that are given.
+func RenderOperator(c Config) ([]Object, error) {
+	values, err := Given(c)
+	if err != nil {
+		return nil, err
+	}
+	ours, err := load(operatorFolder)
+	if err != nil {
+		return nil, err
+	}
+	return render(ours, values)
+}
+
+// load reads the chart of a folder.
+func load(folder string) (*chart.Chart, error) {
 	var files []*archive.BufferedFile
-	err := fs.WalkDir(chartFiles, "chart", func(name string, d fs.DirEntry, err error) error {
+	err := fs.WalkDir(chartFiles, folder, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
 		data, err := chartFiles.ReadFile(name)
-		files = append(files, &archive.BufferedFile{Name: strings.TrimPrefix(name, "chart/"), Data: data})
+		files = append(files, &archive.BufferedFile{Name: strings.TrimPrefix(name, folder+"/"), Data: data})
 		return err
 	})
 	if err != nil {
@@ -206,7 +226,7 @@ func render(c *chart.Chart, values map[string]any) ([]Object, error) {
 
 // Version is that of the chart: of what is installed.
 func Version() (string, error) {
-	c, err := load()
+	c, err := load(meshFolder)
 	if err != nil {
 		return "", err
 	}

@@ -25,7 +25,8 @@ func (a *app) install() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "install", Short: "Install the mesh in a Kubernetes cluster",
 		Long: "Install the mesh in a Kubernetes cluster, wait until it is ready, and write down in the cluster what was wanted:\n" +
-			"`kubectl get installations`. The values are exactly those given; `lateen upgrade` keeps those of before.",
+			"`kubectl get installations`. The values are exactly those given; `lateen upgrade` keeps those of before. Where an\n" +
+			"operator works (`lateen operator`) it is the one that installs; the command says what is wanted, and waits.",
 		Example: "  lateen install --set hub=example.org/lateen --set tag=v1\n" +
 			"  lateen install --profile ambient-ready -f values.yaml --dry-run",
 		Args: checked(cobra.NoArgs),
@@ -60,19 +61,44 @@ func (a *app) install() *cobra.Command {
 	return cmd
 }
 
-// raise installs and says how long it took.
+// raise installs, or has the cluster's operator do it, and says how long it took.
 func (a *app) raise(ctx context.Context, p *progress, applier *apply.Applier, wish apply.Installation, wait time.Duration) error {
 	begin := time.Now()
-	err := applier.Install(ctx, wish, wait)
+	operated, err := applier.Operated(ctx)
+	if err != nil {
+		return err
+	}
+	do, later := applier.Install, "applied; `kubectl get pods -n "+deploy.Namespace+"` says how far it is"
+	if operated {
+		do, later = applier.Ask, "left to the operator; `kubectl get installations` says how far it is"
+	}
+	err = do(ctx, wish, wait)
 	p.end()
 	if err != nil {
 		return fmt.Errorf("install the revision %s: %w", wish.Name, err)
 	}
 	text := "ready"
 	if wait == 0 {
-		text = "applied; `kubectl get pods -n " + deploy.Namespace + "` says how far it is"
+		text = later
+	} else if operated {
+		if err := a.compareVersions(ctx, p, applier, wish.Name); err != nil {
+			return err
+		}
 	}
 	_, err = fmt.Fprintf(a.out, "The revision %s is %s after %.1f s.\n", wish.Name, text, time.Since(begin).Seconds())
+	return err
+}
+
+// compareVersions warns if the operator has installed another version than this command is of.
+func (a *app) compareVersions(ctx context.Context, p *progress, applier *apply.Applier, revision string) error {
+	own, err := deploy.Version()
+	if err != nil {
+		return err
+	}
+	i, err := applier.Find(ctx, revision)
+	if err == nil && i != nil && i.Status != nil && i.Status.Version != own {
+		p.warn(fmt.Sprintf("the operator has installed the version %s, this command is of %s; bring it up to date with `lateen operator init`", i.Status.Version, own))
+	}
 	return err
 }
 

@@ -80,7 +80,7 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{Use: "lateen", Short: "Install the mesh in Kubernetes", SilenceErrors: true, SilenceUsage: true}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(a.install(), a.upgrade(), a.uninstall(), a.manifest(), a.profile())
+	root.AddCommand(a.install(), a.upgrade(), a.uninstall(), a.manifest(), a.profile(), a.operator())
 	root.AddCommand(a.check(), a.status(), a.proxyConfig(), a.version(), a.dashboard(), a.bugReport())
 	return root
 }

@@ -31,7 +31,8 @@ func (a *app) uninstall() *cobra.Command {
 		Use: "uninstall", Short: "Take the mesh, or one revision of it, out of a Kubernetes cluster",
 		Long: "Take one revision of the mesh out of a cluster, or with --purge all of them. With the last one goes what the\n" +
 			"control plane has made, among it the authority's key. The namespace " + deploy.Namespace + ", the\n" +
-			"CustomResourceDefinitions and what was written of their kinds stay.",
+			"CustomResourceDefinitions and what was written of their kinds stay. What runs Gateways of the Gateway API goes with\n" +
+			"--purge. An operator (`lateen operator`) does it, and stays.",
 		Example: "  lateen uninstall --revision canary\n  lateen uninstall --purge -y",
 		Args:    checked(cobra.NoArgs),
 	}
@@ -72,7 +73,7 @@ func (a *app) uninstall() *cobra.Command {
 				return err
 			}
 		}
-		err = applier.Remove(cmd.Context(), r, wait)
+		err = takeAway(cmd.Context(), applier, r, wait)
 		p.end()
 		if err != nil {
 			return fmt.Errorf("uninstall: %w", err)
@@ -81,6 +82,23 @@ func (a *app) uninstall() *cobra.Command {
 		return err
 	}
 	return cmd
+}
+
+// takeAway takes away what belongs to a removal. What an operator keeps it would make again: it has to do it.
+func takeAway(ctx context.Context, applier *apply.Applier, r apply.Removal, wait time.Duration) error {
+	operated, err := applier.Operated(ctx)
+	if err != nil {
+		return err
+	}
+	if operated {
+		if err := applier.Dismiss(ctx, r.Revision, wait); err != nil {
+			return err
+		}
+		if r, err = applier.Removal(ctx, r.Revision); err != nil { // what it has left
+			return err
+		}
+	}
+	return applier.Remove(ctx, r, wait)
 }
 
 // foretell says what goes, and whom that meets.
@@ -99,6 +117,13 @@ func (a *app) foretell(ctx context.Context, typed kubernetes.Interface, r apply.
 	for _, o := range r.Kept {
 		fmt.Fprintf(&out, "%s stays, as other revisions need it.\n", o)
 	}
+	for _, o := range r.Gateways {
+		fate := "has no control plane then; --purge takes it away"
+		if r.Revision == "" {
+			fate = "goes, too; its Gateway stays"
+		}
+		fmt.Fprintf(&out, "%s, which runs a Gateway, %s.\n", o, fate)
+	}
 	pods, err := proxied(ctx, typed, r.Revision)
 	if err != nil {
 		return err
@@ -113,8 +138,7 @@ func (a *app) foretell(ctx context.Context, typed kubernetes.Interface, r apply.
 // podsPage is how many pods are asked for at once.
 const podsPage = 500
 
-// proxied counts the pods that run and whose proxy is of a revision; empty: of any. Gateways of the installation go with it and do not
-// count.
+// proxied counts the pods that run and whose proxy is of a revision; empty: of any. Gateways are told of by themselves.
 func proxied(ctx context.Context, typed kubernetes.Interface, revision string) (int, error) {
 	n := 0
 	for page := (metav1.ListOptions{Limit: podsPage}); ; {
@@ -125,7 +149,7 @@ func proxied(ctx context.Context, typed kubernetes.Interface, revision string) (
 		for _, pod := range list.Items {
 			of := pod.Annotations["istio.io/rev"]
 			ended := pod.DeletionTimestamp != nil || pod.Status.Phase == core.PodSucceeded || pod.Status.Phase == core.PodFailed
-			if !ended && of != "" && (revision == "" || of == revision) && pod.Labels["lateen.dev/installation"] == "" {
+			if !ended && of != "" && (revision == "" || of == revision) && pod.Labels["lateen.dev/installation"] == "" && pod.Labels["lateen.dev/managed"] == "" {
 				n++
 			}
 		}
