@@ -116,6 +116,9 @@ func (a *Applier) apply(ctx context.Context, component string, o deploy.Object) 
 	if before != nil && before.GetAnnotations()[annotationRelease] != "" {
 		return "", fmt.Errorf("%s is of Helm's release %s: change it with `helm upgrade`, or run `helm uninstall` first", o, before.GetAnnotations()[annotationRelease])
 	}
+	if same, err := alike(o, before); err != nil || same {
+		return Unchanged, err
+	}
 	after, err := a.patch(ctx, o, metav1.PatchOptions{FieldManager: Manager})
 	if apierrors.IsConflict(err) {
 		if o.Kind == definition {

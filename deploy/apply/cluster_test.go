@@ -193,7 +193,7 @@ func (r *rig) pruned() {
 	r.install("default", "{secretNamespaces: [shop], lateend: {replicas: 2}}")
 	r.install("canary", "")
 	const objects = "rolebindings,poddisruptionbudgets,deployments"
-	if got := r.kubectl("get", objects, "-A", "-l", apply.LabelInstallation, "-o", "name"); strings.Count(got, "\n") != 8 {
+	if got := r.kubectl("get", objects, "-A", "-l", apply.LabelInstallation, "-o", "name"); strings.Count(got, "\n") != 7 {
 		r.Errorf("there are\n%s", got)
 	}
 	r.install("default", "istiodService: false")

@@ -7,6 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
+
+	"github.com/lateen-mesh/lateen/deploy"
 )
 
 func parse(t *testing.T, text string) *unstructured.Unstructured {
@@ -106,6 +108,26 @@ func TestTally(t *testing.T) {
 	for want, count := range map[string]tally{"nothing to do": {}, "2 created, 1 unchanged": {Unchanged: 1, Created: 2}} {
 		if got := count.String(); got != want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// TestSays: a definition that says all that ours does may say more, but nothing else.
+func TestSays(t *testing.T) {
+	const wanted = "spec: {names: [a, b], versions: [{name: v1, max: 3, half: 0.5}], none: null}"
+	for text, want := range map[string]bool{
+		wanted: true,
+		"spec: {names: [a, b], versions: [{name: v1, max: 3, half: 0.5, more: true}], none: null, added: {}}\nstatus: {}": true,
+		"spec: {names: [a, b, c], versions: [{name: v1, max: 3, half: 0.5}], none: null}":                                 false,
+		"spec: {names: [b, a], versions: [{name: v1, max: 3, half: 0.5}], none: null}":                                    false,
+		"spec: {names: [a, b], versions: [{name: v1, max: 4, half: 0.5}], none: null}":                                    false,
+		"spec: {names: [a, b], versions: [{name: v1, max: 3, half: 0.5}]}":                                                false,
+		"spec: {names: [a, b], versions: {}, none: null}":                                                                 false,
+		"spec: text": false,
+	} {
+		o := deploy.Object{Kind: definition, YAML: "kind: X\n" + wanted}
+		if got, err := alike(o, parse(t, "kind: X\n"+text)); err != nil || got != want {
+			t.Errorf("%s: %v, %v", text, got, err)
 		}
 	}
 }
