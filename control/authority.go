@@ -29,19 +29,31 @@ func (c *Control) openAuthority() (*ca.Authority, error) {
 		return nil, err
 	}
 	cfg.Keys = keys.Files
+	if !keys.Forced {
+		cfg.Trusted = keys.Trusted
+	}
 	a, err := ca.New(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("Secret %s: %w", keys.Secret, err) //nolint:staticcheck // the kind's name
+		return nil, refusedKeys(keys, err)
 	}
 	c.log.Info("the authority's keys are those of a Secret", "secret", keys.Secret, "expires", a.Expires())
 	return a, nil
 }
 
+// refusedKeys says why the keys of a Secret are not used, and what to do.
+func refusedKeys(keys kube.Keys, err error) error {
+	if errors.Is(err, ca.ErrUnsafe) {
+		return fmt.Errorf("Secret %s: %w; to have it all the same, annotate the Secret %s=true, and take that away afterwards", //nolint:staticcheck // the kind's name
+			keys.Secret, err, kube.AnnotationForce)
+	}
+	return fmt.Errorf("Secret %s: %w", keys.Secret, err) //nolint:staticcheck // the kind's name
+}
+
 // useKeys takes over what is in the Secret of the authority's keys now.
 func (c *Control) useKeys(keys kube.Keys) error {
-	changed, err := c.authority.Use(keys.Files)
+	changed, err := c.authority.Use(keys.Files, keys.Forced)
 	if err != nil {
-		return fmt.Errorf("Secret %s: %w", keys.Secret, err) //nolint:staticcheck // the kind's name
+		return refusedKeys(keys, err)
 	}
 	if changed {
 		c.log.Info("the authority's keys have changed", "secret", keys.Secret, "roots", len(c.authority.Bundle().Roots(c.cfg.TrustDomain)),

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"maps"
 	"math/big"
 	"os"
@@ -276,7 +277,7 @@ func TestPluggedRefusals(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
-		if changed, err := a.Use(keys); changed || err == nil {
+		if changed, err := a.Use(keys, false); changed || err == nil {
 			t.Errorf("%s: used by one that had good ones", tt.name)
 		}
 	}
@@ -337,7 +338,7 @@ func TestUse(t *testing.T) {
 			t.Fatal(err)
 		}
 		old := a.Bundle()
-		changed, err := a.Use(step.keys)
+		changed, err := a.Use(step.keys, false)
 		if (step.want == "") != changed || (step.want == "" || step.want == "same") != (err == nil) || err != nil && !strings.Contains(err.Error(), step.want) {
 			t.Fatalf("%s: changed %t, %v", step.name, changed, err)
 		}
@@ -358,5 +359,36 @@ func TestUse(t *testing.T) {
 		if changed == after.Leaf.Equal(before.Leaf) {
 			t.Errorf("%s: keys changed %t, but the serving certificate is renewed %t", step.name, changed, !changed)
 		}
+	}
+}
+
+// TestTrusted: an authority that begins refuses keys whose certificates workloads would not believe, as one does that runs.
+func TestTrusted(t *testing.T) {
+	key := newKey(t)
+	first, _ := plugged(t, key, pkcs8(t, key))
+	second, _ := plugged(t, key, pkcs8(t, key))
+	for _, tt := range []struct {
+		name    string
+		trusted []byte
+		want    error
+	}{
+		{"these", first["root-cert.pem"], nil},
+		{"both", slices.Concat(second["root-cert.pem"], first["root-cert.pem"]), nil},
+		{"others", second["root-cert.pem"], ca.ErrUnsafe},
+		{"not known", nil, nil},
+	} {
+		if _, err := ca.New(ca.Config{TrustDomain: "td", Keys: first, Trusted: tt.trusted}); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+	a, err := ca.New(ca.Config{TrustDomain: "td", Keys: first})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Use(second, false); !errors.Is(err, ca.ErrUnsafe) {
+		t.Errorf("taken over: %v", err)
+	}
+	if changed, err := a.Use(second, true); !changed || err != nil {
+		t.Errorf("not taken over though forced: %v", err)
 	}
 }

@@ -256,10 +256,13 @@ func (s *signer) verify(roots []*x509.Certificate, now time.Time) error {
 	return err
 }
 
-// The two ways in which keys may not follow others, because workloads would not believe each other for a while.
+// ErrUnsafe says that keys may not follow others.
+var ErrUnsafe = errors.New("workloads would not believe each other for a while")
+
+// The two ways in which that is so.
 var (
-	errForgets = errors.New("no root in it vouches for the certificates in use, so their holders would be refused: keep the present root beside the new one until all of them have been renewed; who wants it all the same starts lateend anew")
-	errHurries = errors.New("the certificate that signs leads to a root that workloads do not trust yet: add that root first, beside the present one and with the present key, and change the key when all certificates have been renewed; who wants it all the same starts lateend anew")
+	errForgets = fmt.Errorf("%w: no root in it vouches for the certificates in use, so their holders would be refused: keep the present root beside the new one until all of them have been renewed", ErrUnsafe)
+	errHurries = fmt.Errorf("%w: the certificate that signs leads to a root that workloads do not trust yet: add that root first, beside the present one and with the present key, and change the key when all certificates have been renewed", ErrUnsafe)
 )
 
 // follows says whether these keys may take the place of others while workloads hold certificates: both sides of a
@@ -271,7 +274,12 @@ func (s *signer) follows(before *signer, now time.Time) error {
 	if s.replaces != nil && s.replaces.Equal(before.cert) {
 		return nil // all others have known the root for long: see Rotate
 	}
-	if err := s.verify(before.roots, now); err != nil {
+	return s.believed(before.roots, now)
+}
+
+// believed says whether workloads that trust these roots believe certificates of these keys.
+func (s *signer) believed(roots []*x509.Certificate, now time.Time) error {
+	if err := s.verify(roots, now); err != nil {
 		return fmt.Errorf("%s: %w (%q, serial %x)", s.names[0], errHurries, s.cert.Subject, s.cert.SerialNumber)
 	}
 	return nil

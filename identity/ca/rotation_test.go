@@ -40,7 +40,7 @@ func TestRotate(t *testing.T) {
 		if same := reflect.DeepEqual(keys, before); same == changes {
 			t.Fatalf("after %v: the keys change: %t", after, !same)
 		}
-		if changed, err := running.Use(keys); err != nil || changed != changes {
+		if changed, err := running.Use(keys, false); err != nil || changed != changes {
 			t.Fatalf("a server that runs uses them: %t, %v", changed, err)
 		}
 		return use(keys)
@@ -59,7 +59,7 @@ func TestRotate(t *testing.T) {
 	step(time.Hour-time.Second, false)
 	states = append(states, step(time.Second, true))
 	step(time.Hour-time.Second, false)
-	if changed, err := behind.Use(keys); !changed || err != nil {
+	if changed, err := behind.Use(keys, false); !changed || err != nil {
 		t.Errorf("a server that has missed the first half: %t, %v", changed, err)
 	}
 	states = append(states, step(time.Second, true))

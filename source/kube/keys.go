@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	core "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
@@ -23,6 +25,10 @@ const (
 	annotationRotated = "lateen.dev/rotated"
 )
 
+// AnnotationForce on a Secret of the authority's keys, "true", has them taken over though workloads may not believe each other
+// for a while.
+const AnnotationForce = "lateen.dev/force"
+
 // keysTimeout bounds the reading and making of a Secret.
 const keysTimeout = 30 * time.Second
 
@@ -32,6 +38,15 @@ type Keys struct {
 	Secret string
 	// Files are they.
 	Files map[string][]byte
+	// Forced: by AnnotationForce.
+	Forced bool
+	// Trusted are the roots that a control plane of ours has told the workloads of, as PEM, where the keys are those of
+	// PluggedSecret and were just read; empty: it is not known.
+	Trusted []byte
+}
+
+func keysOf(s *core.Secret) Keys {
+	return Keys{Secret: s.Namespace + "/" + s.Name, Files: s.Data, Forced: s.Annotations[AnnotationForce] == "true"}
 }
 
 // ReadKeys returns what is in PluggedSecret of the namespace that this server runs in, or else in the Secret own. If
@@ -49,7 +64,11 @@ func ReadKeys(ctx context.Context, at *Cluster, own string, fresh func() (map[st
 			at, found := namespace+"/"+name, &core.Secret{}
 			err := c.core.Get().Namespace(namespace).Resource("secrets").Name(name).Do(ctx).Into(found)
 			if err == nil {
-				return Keys{at, found.Data}, nil
+				keys := keysOf(found)
+				if name == PluggedSecret {
+					keys.Trusted, err = published(ctx, c, namespace)
+				}
+				return keys, err
 			}
 			if !apierrors.IsNotFound(err) {
 				return Keys{}, fmt.Errorf("read the authority's keys in the Secret %s: %w", at, err)
@@ -62,12 +81,30 @@ func ReadKeys(ctx context.Context, at *Cluster, own string, fresh func() (map[st
 		secret := &core.Secret{ObjectMeta: metav1.ObjectMeta{Name: own, Namespace: namespace}, Type: core.SecretTypeOpaque, Data: files}
 		err = c.core.Post().Namespace(namespace).Resource("secrets").Body(secret).Do(ctx).Error()
 		if err == nil {
-			return Keys{namespace + "/" + own, files}, nil
+			return keysOf(secret), nil
 		}
 		if !apierrors.IsAlreadyExists(err) { // else somebody was faster
 			return Keys{}, fmt.Errorf("make the Secret %s/%s of the authority's keys: %w", namespace, own, err)
 		}
 	}
+}
+
+// published are the roots that a control plane of ours has written for a namespace, as PEM; empty: none has. Those of Istio,
+// whose place is taken, do not count.
+func published(ctx context.Context, c *clients, namespace string) ([]byte, error) {
+	list := &core.ConfigMapList{}
+	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", RootsName).String()}
+	err := c.core.Get().Namespace(namespace).Resource("configmaps").VersionedParams(&only, metav1.ParameterCodec).Do(ctx).Into(list)
+	if err != nil {
+		return nil, fmt.Errorf("read the roots that workloads trust: %w", err)
+	}
+	for _, m := range list.Items {
+		ours := slices.ContainsFunc(m.ManagedFields, func(f metav1.ManagedFieldsEntry) bool { return f.Manager == userAgent })
+		if m.Name == RootsName && ours {
+			return []byte(m.Data[RootsKey]), nil
+		}
+	}
+	return nil, nil
 }
 
 // secret watches one Secret of lateend's namespace.
@@ -96,7 +133,7 @@ func (s *Store) followKeys(ctx context.Context) {
 				return
 			}
 			if secret != nil {
-				s.keysTrouble(s.config.UseKeys(Keys{secret.Namespace + "/" + secret.Name, secret.Data}), &told)
+				s.keysTrouble(s.config.UseKeys(keysOf(secret)), &told)
 				return
 			}
 		}

@@ -44,6 +44,20 @@ func TestReadKeys(t *testing.T) {
 	if k := read("mine"); k.Secret != api.RootNamespace+"/cacerts" || string(k.Files["key"]) != "theirs" {
 		t.Errorf("%+v", k)
 	}
+	roots := func(by string) {
+		s.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: " + RootsName + ", namespace: " + api.RootNamespace +
+			", managedFields: [{manager: " + by + "}]}\ndata: {" + RootsKey + ": roots}\n")
+	}
+	if roots("pilot-discovery"); read("mine").Trusted != nil {
+		t.Error("the roots of Istio, whose place is taken, count")
+	}
+	if roots(userAgent); string(read("mine").Trusted) != "roots" || read("mine").Forced {
+		t.Errorf("%+v", read("mine"))
+	}
+	s.apply(strings.Replace(secretText(PluggedSecret, "theirs"), "metadata: {", "metadata: {annotations: {"+AnnotationForce+": \"true\"}, ", 1))
+	if !read("mine").Forced {
+		t.Error("the annotation is not read")
+	}
 }
 
 // TestKeys: every server follows its keys, cacerts before its own, and says once what is wrong with them; the leader takes
