@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -86,7 +87,7 @@ func (r rig) lateen(args ...string) string {
 // TestInstall: what the command installs runs with the rights that the chart gives it, injects, and carries requests; it
 // is changed, stood beside, and taken away by commands.
 func TestInstall(t *testing.T) {
-	r := rig{kubemesh.Up(t, kubemesh.Config{Nodes: 1, Bare: true})}
+	r := rig{kubemesh.Up(t, kubemesh.Config{Nodes: 1, Bare: true, Programs: []string{"cmd/lateen-operator"}})}
 	if err := r.Load(t.Context(), map[string]string{"lateen.test/web:1": filepath.Join("../..", "bin/kube/toolbox")}); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +115,76 @@ func TestInstall(t *testing.T) {
 	r.Step("upgrade in place", r.upgraded)
 	r.Step("upgrade beside", r.beside)
 	r.Step("upgrade to what is not there", r.broken)
+	r.Step("operator", r.operated)
 	r.Step("uninstall", r.uninstalled)
+}
+
+// Where the conditions of an Installation are, and which spec they are of.
+const condition = `jsonpath={.metadata.generation} {.status.observedGeneration} {.status.conditions[0].status} {.status.conditions[0].reason} {.status.conditions[0].message}`
+
+// settled waits until the operator says that the installation is ready as it is wanted now.
+func (r rig) settled() {
+	r.Helper()
+	r.Await("the installation is ready", func() string {
+		got := r.Do("get", "installation", "default", "-o", condition)
+		if f := strings.Fields(got); len(f) < 3 || f[0] != f[1] || f[2] != "True" {
+			return got
+		}
+		return ""
+	})
+}
+
+// operated: an operator goes on with what was installed, repairs and changes it, keeps it when a fault comes, takes it away
+// when it is deleted, and makes it again when somebody writes it down, with the same root.
+func (r rig) operated() {
+	r.Helper()
+	r.lateen(append([]string{"operator", "init"}, images...)...)
+	r.Do("delete", "-n", deploy.Namespace, "deploy/lateend", "--wait")
+	r.Await("lateend comes back", func() string {
+		if r.Do("get", "-n", deploy.Namespace, "deploy", "lateend", "--ignore-not-found", "-o", "name") == "" {
+			return "it is not there"
+		}
+		return ""
+	})
+	r.settled()
+	r.Ready(deploy.Namespace, "deploy/lateend")
+	change := func(values string) {
+		r.Helper()
+		r.Do("patch", "installation", "default", "--type=merge", "-p", `{"spec": {"values": {"lateend": `+values+`}}}`)
+	}
+	change(`{"podAnnotations": {"changed": "yes"}}`)
+	r.settled()
+	if got := r.Do("get", "pods", "-n", deploy.Namespace, "-l", "app=lateend", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].metadata.annotations.changed}"); got != "yes" {
+		r.Errorf("of lateend's pods have changed %q", got)
+	}
+	change(`{"replicas": "many"}`)
+	r.Await("the fault is told", func() string {
+		if got := r.Do("get", "installation", "default", "-o", condition); !strings.Contains(got, "InvalidSpec") || !strings.Contains(got, "kubectl edit") {
+			return got
+		}
+		return ""
+	})
+	r.gateway()
+	out := r.lateen("upgrade", "--set", "lateend.replicas=1")
+	if !strings.Contains(out, "√ operator: all of it is ready") {
+		r.Errorf("the operator was not asked:\n%s", out)
+	}
+	if out := r.Do("logs", "-n", deploy.Namespace, "deploy/lateen-operator"); strings.Contains(out, "forbidden") {
+		r.Errorf("the operator lacks a right:\n%s", out)
+	}
+	file := filepath.Join(r.TempDir(), "installation.yaml")
+	wanted := "apiVersion: lateen.dev/v1alpha1\nkind: Installation\nmetadata: {name: default}\nspec: " +
+		r.Do("get", "installation", "default", "-o", "jsonpath={.spec}") + "\n"
+	if err := os.WriteFile(file, []byte(wanted), 0o600); err != nil {
+		r.Fatal(err)
+	}
+	r.Do("delete", "installation", "default")
+	if got := r.installed("lateen.dev/installation"); got != "" {
+		r.Errorf("there is left: %s", got)
+	}
+	r.Do("apply", "-f", file)
+	r.settled()
+	r.gateway()
 }
 
 // replaced: lateend's replacement has the same key: the proxies know it.
@@ -226,6 +296,7 @@ func (r rig) installed(label string) string {
 func (r rig) uninstalled() {
 	r.Helper()
 	out := r.lateen("uninstall", "--purge", "-y")
+	r.lateen("operator", "remove", "-y")
 	if !strings.Contains(out, "Pods with a proxy of it: 1.") || strings.Contains(out, "‼") {
 		r.Errorf("it said\n%s", out)
 	}
