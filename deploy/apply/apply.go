@@ -8,7 +8,6 @@ package apply
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -181,16 +180,6 @@ func next(err error) string {
 		return "; if a field is immutable, delete the object and run the command again"
 	}
 	return ""
-}
-
-// object makes an object of ours of what is to be written.
-func object(fields map[string]any) (deploy.Object, error) {
-	u := unstructured.Unstructured{Object: fields}
-	text, err := json.Marshal(fields)
-	if err != nil {
-		return deploy.Object{}, fmt.Errorf("write %s %s: %w", u.GetKind(), u.GetName(), err)
-	}
-	return deploy.Object{APIVersion: u.GetAPIVersion(), Kind: u.GetKind(), Namespace: u.GetNamespace(), Name: u.GetName(), YAML: string(text) + "\n"}, nil
 }
 
 // reference is an object by its name alone.
