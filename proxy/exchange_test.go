@@ -204,7 +204,7 @@ func TestMirror(t *testing.T) {
 		select {
 		case s := <-got:
 			seen[s] = true
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("copies that came: %v", seen)
 		}
 	}

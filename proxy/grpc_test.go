@@ -93,7 +93,7 @@ func grpcRig(t *testing.T, route *plan.Route, addrs ...string) *rig {
 func TestGRPC(t *testing.T) {
 	r := grpcRig(t, to("c"), grpcServer(t, "s", nil))
 	c := grpcClient(t, r.addr)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var head, trail metadata.MD
 	for _, n := range []int{0, 1, 100_000, 4 << 20} {

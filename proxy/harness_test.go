@@ -20,6 +20,9 @@ import (
 	"github.com/lateen-mesh/lateen/telemetry/metrics"
 )
 
+// patience is how long a test waits for what must happen, on a machine that may do much else.
+const patience = 2 * time.Minute
+
 // rig is a gateway without a control plane: tests give it its plan themselves.
 type rig struct {
 	t    *testing.T
@@ -205,5 +208,5 @@ func (r *rig) do(req *http.Request, header ...string) (*http.Response, string) {
 func webClient(t *testing.T) *http.Client {
 	tr := &http.Transport{}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: tr, Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }

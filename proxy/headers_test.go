@@ -136,7 +136,7 @@ func TestClientCertAtGateway(t *testing.T) {
 		}
 		tr := &http.Transport{TLSClientConfig: cfg}
 		t.Cleanup(tr.CloseIdleConnections)
-		res, body := fetch(t, &http.Client{Transport: tr, Timeout: 20 * time.Second},
+		res, body := fetch(t, &http.Client{Transport: tr, Timeout: patience},
 			request(t, "GET", "https://"+r.addr+"/", nil, "X-Forwarded-Client-Cert", "forged", "X-Forwarded-Client-Cert", "too"))
 		if res.StatusCode != 200 {
 			t.Fatalf("%s, %s: %s %q", tt.mode, tt.how, res.Status, body)

@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
 
 	"github.com/lateen-mesh/lateen/plan"
@@ -68,7 +67,7 @@ func rawSocket(t *testing.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wait := syscall.NsecToTimeval(int64(20 * time.Second))
+	wait := syscall.NsecToTimeval(int64(patience))
 	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &wait); err != nil {
 		t.Fatal(err)
 	}

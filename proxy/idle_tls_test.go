@@ -30,7 +30,7 @@ func leave(t *testing.T, addr string, cfg *tls.Config) int {
 	}
 	defer raw.Close()
 	c := tls.Client(raw, cfg)
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: app\r\n\r\n"); err != nil {

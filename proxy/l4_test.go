@@ -15,7 +15,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/lateen-mesh/lateen/plan"
 	"github.com/lateen-mesh/lateen/telemetry"
@@ -231,7 +230,7 @@ func TestPassthroughByServerName(t *testing.T) {
 	r.p.gateways.update([]string{l.Name})
 	for name, want := range map[string]string{"a.example": "A", "x.b.example": "B", "A.EXAMPLE": "A", "c.example": ""} {
 		tr := &http.Transport{TLSClientConfig: &tls.Config{ServerName: name, InsecureSkipVerify: true}}
-		c := &http.Client{Transport: tr, Timeout: 10 * time.Second}
+		c := &http.Client{Transport: tr, Timeout: patience}
 		res, err := c.Do(request(t, "GET", "https://"+l.Bind.String()+"/", nil))
 		switch {
 		case want == "" && err == nil:

@@ -147,7 +147,7 @@ func TestPermissiveKinds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		p := make([]byte, 11)
 		if _, err := io.ReadFull(c, p); err != nil || string(p) != "220 ready\r\n" {
 			t.Errorf("%s: %q, %v", mode, p, err)

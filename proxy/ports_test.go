@@ -55,7 +55,7 @@ func TestPortTriedAgain(t *testing.T) {
 	_ = held.Close()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.After(10 * time.Second); ; { // not on the loop, for which an attempt waits
+	for deadline := time.After(patience); ; { // not on the loop, for which an attempt waits
 		if s := r.p.gateways.status(); len(s) == 1 && s[0].Open {
 			break
 		}

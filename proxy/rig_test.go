@@ -127,7 +127,7 @@ func (r *rig) onLoop(f func(w *worker)) {
 // await waits until cond, asked on the event loop, is true.
 func (r *rig) await(what string, cond func(w *worker) bool) {
 	r.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -225,7 +225,7 @@ func h2PlainClient(t *testing.T) *http.Client {
 	p.SetUnencryptedHTTP2(true)
 	tr := &http.Transport{Protocols: p}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
+	return &http.Client{Transport: tr, Timeout: patience}
 }
 
 // meshClient is a client with an identity of the mesh and the ALPN of a mesh proxy.
@@ -252,7 +252,7 @@ func dialRaw(t *testing.T, addr string) *raw {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	return &raw{t, c.(*net.TCPConn), bufio.NewReader(c)}
@@ -294,7 +294,7 @@ func resets(t *testing.T, addr string) {
 	c, err := net.Dial("tcp", addr)
 	if err == nil {
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		_, err = c.Read(make([]byte, 1))
 	}
 	if !errors.Is(err, syscall.ECONNRESET) {

@@ -44,12 +44,12 @@ func (r *rig) serveSlowly(path string, text []byte) {
 		r.p.workers[0].loop.Post(func() { close(turn) })
 		select {
 		case <-turn:
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			r.t.Error("the event loop waits for a file")
 		}
 		_, _ = f.Write(text)
 		_ = f.Close()
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		r.t.Fatal("nobody reads the file")
 	}
 }
