@@ -46,10 +46,13 @@ func TestWebSocketAcrossVersions(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			// It is declared that it is HTTP: else the server is asked, too, by a connection that ends, where a client is slow.
 			server := sidecar(t, nil, "server")
-			in := server.inbound(serve(tt.answer), func(*plan.Chain) {})
+			in := server.inbound(serve(tt.answer), func(c *plan.Chain) { c.Protocol = plan.ProtocolHTTP })
 			client := sidecar(t, nil, "client")
-			at := client.outbound(func(_ *plan.Chain, c *plan.Cluster, _ []plan.Endpoint) { c.Protocol = plan.ProtocolHTTP2 }, in)
+			at := client.outbound(func(chain *plan.Chain, c *plan.Cluster, _ []plan.Endpoint) {
+				chain.Protocol, c.Protocol = plan.ProtocolHTTP, plan.ProtocolHTTP2
+			}, in)
 			c := dialRaw(t, at)
 			c.send("GET /ws HTTP/1.1\r\nHost: svc\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + own + "\r\n\r\n")
 			res, err := http.ReadResponse(c.in, nil)
