@@ -2,7 +2,6 @@ package kubelife
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,26 +20,19 @@ import (
 )
 
 const (
-	// outage is how long a part that is away stays away. Kubernetes takes nodes for dead here that it does not hear of for
-	// 20 s, so that the API server's is shorter.
-	outage    = 20 * time.Second
-	outageAPI = 10 * time.Second
-	// lifetime is that of the proxies' certificates, and the time in which their root is replaced: more than an outage.
-	lifetime = time.Minute
+	// outage is how long a part that is away stays away; less than the 20 s after which Kubernetes takes nodes for dead here
+	// that it does not hear of.
+	outage = 10 * time.Second
+	// lifetime is that of the proxies' certificates, which they renew at half of it, and of each half of the replacement of
+	// their root: much more than an outage, also on a machine that does much else.
+	lifetime = 40 * time.Second
 	// inFlight is how many requests of one name may have been sent to a node when it dies, those of programs between
 	// included (load sends two at a time).
 	inFlight = 4
 )
 
-// life runs TestLife, which has to pass on a machine that does little else before `make test` contains it: where a probe
-// waits for a processor until Kubernetes takes pods and nodes for dead, requests fail by right.
-var life = flag.Bool("life", false, "run TestLife, on a machine that does little else")
-
-// TestLife goes through what happens to a mesh, in one cluster.
+// TestLife goes through what happens to a mesh, in one cluster. All requests count, from the first step on.
 func TestLife(t *testing.T) {
-	if !*life {
-		t.Skip("it wants a machine that does little else: go test ./test/kubelife -v -life")
-	}
 	r := &rig{Mesh: kubemesh.Up(t, kubemesh.Config{
 		Set: []string{
 			"lateend.replicas=3", "gateways.ingress.enabled=true", "gateways.ingress.replicas=2", "cni.enabled=true",
@@ -58,13 +50,17 @@ func TestLife(t *testing.T) {
 		{"memory", (*rig).memories},
 		{"replicas", (*rig).replicas},
 		{"server", (*rig).server},
+		// From here to the last but one the root is replaced, and with it all certificates.
+		{"root", (*rig).replaceRoot},
 		{"roll", (*rig).roll},
 		{"policy", (*rig).policy},
 		{"certificates", (*rig).certificates},
 		{"node", (*rig).node},
 	} {
 		t.Run(part.name, func(t *testing.T) {
-			part.run(&rig{Mesh: r.For(t), client: r.client, anchor: r.anchor, victim: r.victim})
+			here := *r
+			here.Mesh = r.For(t)
+			part.run(&here)
 		})
 	}
 }
@@ -90,6 +86,7 @@ func (r *rig) world() {
 	r.Ready("shop", "deploy/back", "deploy/middle")
 	r.Do("wait", "-n", "shop", "pod/inside", "--for=condition=Ready", "--timeout=5m")
 	r.Do("wait", "-n", "outside", "pod/outside", "--for=condition=Ready", "--timeout=5m")
+	r.root = r.roots()
 	r.quiet()
 }
 
@@ -149,21 +146,21 @@ func privileged(pod *core.Pod, s *core.SecurityContext) (faults []string) {
 }
 
 func (r *rig) memories() {
-	r.memory("lateend", r.processes(deploy.Namespace, "app=lateend", "lateend"))
-	r.memory("gateways under load", r.processes(deploy.Namespace, "istio=ingressgateway", "lateen-proxy"))
-	r.memory("sidecars under load", r.processes("shop", "", "lateen-proxy"))
+	r.Memory("lateend", deploy.Namespace, "app=lateend", "lateend")
+	r.Memory("gateways under load", deploy.Namespace, "istio=ingressgateway", "lateen-proxy")
+	r.Memory("sidecars under load", "shop", "", "lateen-proxy")
 }
 
 // replicas: each one of the control plane is killed, then all of them are away for a while.
 func (r *rig) replicas() {
 	r.during("kill the process of a control plane", func() {
-		pids := r.processes(deploy.Namespace, "app=lateend", "lateend")
+		pids := r.Processes(deploy.Namespace, "app=lateend", "lateend")
 		if len(pids) == 0 {
 			r.Fatal("no process of lateend is found")
 		}
 		r.kill(pids[0])
 		r.Await("it is started again", func() string {
-			if slices.Contains(r.processes(deploy.Namespace, "app=lateend", "lateend"), pids[0]) {
+			if slices.Contains(r.Processes(deploy.Namespace, "app=lateend", "lateend"), pids[0]) {
 				return "it is still there"
 			}
 			return ""
@@ -178,7 +175,7 @@ func (r *rig) replicas() {
 	}, nil)
 	r.during("leave the mesh without any control plane", func() {
 		r.Do("scale", "-n", deploy.Namespace, "deploy/lateend", "--replicas=0")
-		for _, pid := range r.processes(deploy.Namespace, "app=lateend", "lateend") {
+		for _, pid := range r.Processes(deploy.Namespace, "app=lateend", "lateend") {
 			r.kill(pid)
 		}
 		r.Do("delete", "pods", "-n", deploy.Namespace, "-l", "app=lateend", "--grace-period=0", "--force", "--ignore-not-found")
@@ -202,7 +199,7 @@ func (r *rig) server() {
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			r.Fatal(err)
 		}
-		<-time.After(outageAPI)
+		<-time.After(outage)
 		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 			r.Fatal(err)
 		}
@@ -243,13 +240,14 @@ func (r *rig) roll() {
 		r.Fatal(err)
 	}
 	r.during("have the control plane inject a new image", func() { r.Install("injection.config.proxyImage=" + image) }, nil)
-	for _, of := range [][2]string{{"shop", "deploy/back"}, {"shop", "deploy/middle"}, {deploy.Namespace, "deploy/istio-ingressgateway"}} {
-		r.during("restart "+of[1], func() {
-			r.Do("rollout", "restart", "-n", of[0], of[1])
-			r.Ready(of[0], of[1])
-			r.gone(of[0])
-		}, nil)
-	}
+	r.during("restart all pods with a proxy", func() {
+		r.Do("rollout", "restart", "-n", "shop", "deploy/back", "deploy/middle")
+		r.Do("rollout", "restart", "-n", deploy.Namespace, "deploy/istio-ingressgateway")
+		r.Ready("shop", "deploy/back", "deploy/middle")
+		r.Ready(deploy.Namespace, "deploy/istio-ingressgateway")
+		r.gone("shop")
+		r.gone(deploy.Namespace)
+	}, nil)
 	for _, of := range [][2]string{{"shop", "app=back"}, {"shop", "app=middle"}, {deploy.Namespace, "istio=ingressgateway"}} {
 		images := r.Do("get", "pods", "-n", of[0], "-l", of[1], "-o", "jsonpath={.items[*].spec['containers','initContainers'][?(@.name=='istio-proxy')].image}")
 		if images == "" || strings.Trim(strings.ReplaceAll(images, image, ""), " ") != "" {
@@ -294,21 +292,27 @@ func (r *rig) policy() {
 	}, nil)
 }
 
-// certificates: the root is replaced, and with it the certificates of all proxies, of the control plane and of the webhook,
-// while pods are created.
+// roots are those that pods are given.
+func (r *rig) roots() string {
+	r.Helper()
+	return r.Do("get", "configmap", "-n", "shop", "istio-ca-root-cert", "-o", `jsonpath={.data.root-cert\.pem}`)
+}
+
+// replaceRoot begins to replace the root, and with it the certificates of all proxies, of the control plane and of the
+// webhook, which takes two lifetimes.
+func (r *rig) replaceRoot() {
+	r.Do("annotate", "secret", "-n", deploy.Namespace, "lateen-ca", "lateen.dev/rotate="+lifetime.String())
+}
+
+// certificates: pods are created until the root is replaced.
 func (r *rig) certificates() {
-	roots := func() string {
-		return r.Do("get", "configmap", "-n", "shop", "istio-ca-root-cert", "-o", `jsonpath={.data.root-cert\.pem}`)
-	}
-	before := roots()
-	r.during("replace the root and all certificates", func() {
-		r.Do("annotate", "secret", "-n", deploy.Namespace, "lateen-ca", "lateen.dev/rotate="+lifetime.String())
+	r.during("create pods until the root is replaced", func() {
 		n := 2
 		r.Await("the root is another one", func() string {
 			n = 6 - n
 			r.Do("scale", "-n", "shop", "deploy/middle", "--replicas="+strconv.Itoa(n))
 			r.Ready("shop", "deploy/middle")
-			if strings.Count(roots(), "BEGIN CERTIFICATE") > 1 || roots() == before {
+			if now := r.roots(); strings.Count(now, "BEGIN CERTIFICATE") > 1 || now == r.root {
 				return "it is replaced"
 			}
 			return ""

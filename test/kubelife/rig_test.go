@@ -5,10 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -22,6 +19,8 @@ type rig struct {
 	client *http.Client
 	// anchor is the node where the clients are, victim the one that is killed.
 	anchor, victim string
+	// root is what pods are given as roots at first.
+	root string
 }
 
 // report is what load tells of the requests of one name; see there.
@@ -105,11 +104,10 @@ func (r *rig) quiet() {
 	})
 }
 
-// during does something while requests are sent, and goes on until some more were answered. What fails must be permitted;
-// nil permits nothing.
+// during does something while requests are sent, and goes on until some more were answered. What has failed since the last
+// step's end must be permitted; nil permits nothing.
 func (r *rig) during(what string, do func(), permitted func(name string, of report) bool) {
 	r.Helper()
-	r.quiet()
 	r.Step(what, do)
 	all := r.flow(20)
 	requests, failures, slowest := 0, 0, time.Duration(0)
@@ -122,18 +120,18 @@ func (r *rig) during(what string, do func(), permitted func(name string, of repo
 			r.Logf("%s: %s: %d of %d requests failed, as some may\n\tthe first %v", what, name, of.Failures, of.Requests, of.First)
 		default:
 			r.Errorf("%s: %s: %d of %d requests failed\n\tthe first %v\n\tthe last %v", what, name, of.Failures, of.Requests, of.First, of.Last)
-			r.accesses(name)
+			r.accesses(name, of.First.At)
 		}
 	}
 	r.Logf("        %d requests, %d failed, the slowest took %v: %s", requests, failures, slowest.Round(time.Millisecond), what)
 }
 
-// accesses logs what the client's proxy, or the gateways, have written of requests that failed.
-func (r *rig) accesses(name string) {
+// accesses logs what the client's proxy, or the gateways, have written of requests that failed, from the first one on.
+func (r *rig) accesses(name string, first time.Time) {
 	r.Helper()
-	args := []string{"logs", "--since=2m", "-n", "shop", "inside", "-c", "istio-proxy"}
+	args := []string{"logs", "--since-time=" + first.UTC().Format(time.RFC3339), "-n", "shop", "inside", "-c", "istio-proxy"}
 	if strings.HasPrefix(name, "outside") {
-		args = []string{"logs", "--since=2m", "-n", deploy.Namespace, "-l", "istio=ingressgateway", "--tail=-1", "--prefix"}
+		args = append(args[:2], "-n", deploy.Namespace, "-l", "istio=ingressgateway", "--tail=-1", "--prefix")
 	}
 	text, err := r.Kubectl(r.Context(), args...)
 	if err != nil {
@@ -147,57 +145,4 @@ func (r *rig) accesses(name string) {
 			r.Logf("\t%s", strings.TrimSpace(line))
 		}
 	}
-}
-
-// processes finds the processes of a program in the pods of a namespace that a selector chooses.
-func (r *rig) processes(namespace, selector, program string) (pids []int) {
-	r.Helper()
-	args := []string{"get", "pods", "-n", namespace, "-o", "jsonpath={.items[*].metadata.uid}"}
-	if selector != "" {
-		args = append(args, "-l", selector)
-	}
-	uids := strings.Fields(r.Do(args...))
-	all, err := filepath.Glob("/proc/[0-9]*/comm")
-	if err != nil {
-		r.Fatal(err)
-	}
-	for _, path := range all {
-		name, _ := os.ReadFile(path) // one that has ended is none
-		group, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cgroup"))
-		if strings.TrimSpace(string(name)) != program || !slices.ContainsFunc(uids, func(uid string) bool {
-			return strings.Contains(strings.ReplaceAll(string(group), "_", "-"), uid)
-		}) {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// memory logs what processes have of the machine's memory.
-func (r *rig) memory(what string, pids []int) {
-	r.Helper()
-	var resident, proportional []string
-	for _, pid := range pids {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-		if err != nil {
-			continue // it has ended
-		}
-		for line := range strings.Lines(string(text)) {
-			f := strings.Fields(line)
-			if len(f) < 2 || f[0] != "Rss:" && f[0] != "Pss:" {
-				continue
-			}
-			kib, _ := strconv.Atoi(f[1])
-			mib := fmt.Sprintf("%.1f", float64(kib)/1024)
-			if f[0] == "Rss:" {
-				resident = append(resident, mib)
-			} else {
-				proportional = append(proportional, mib)
-			}
-		}
-	}
-	r.Logf("memory of %s, MiB: RSS %s, PSS %s", what, strings.Join(resident, " "), strings.Join(proportional, " "))
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,8 @@ const (
 	every       = 40 * time.Millisecond
 	grpcType    = "application/grpc"
 	reasonField = "X-Lateen-Reason"
+	// behindField is the same, of the proxy of a program between, which no proxy takes for its own.
+	behindField = "Reason-Behind"
 )
 
 // grpcMessage is an empty message of gRPC with its prefix.
@@ -181,7 +184,8 @@ func once(ctx context.Context, client *http.Client, kind, url string) (host stri
 	default:
 		return response.Header.Get("Host-Name"), nil
 	}
-	return "", &Failure{Status: response.StatusCode, Reason: response.Header.Get(reasonField), Text: err.Error()}
+	reason := cmp.Or(response.Header.Get(reasonField), response.Header.Get(behindField))
+	return "", &Failure{Status: response.StatusCode, Reason: reason, Text: err.Error()}
 }
 
 func requestOf(ctx context.Context, kind, url string) (*http.Request, error) {

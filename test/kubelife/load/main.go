@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -23,7 +24,9 @@ import (
 const (
 	// patience bounds a request of a client: whoever waits longer takes it for failed.
 	patience = 60 * time.Second
-	// farewell bounds the end of a server.
+	// kept is how long a server leaves connections open that nobody uses, when it is to end.
+	kept = 2 * time.Second
+	// farewell bounds the end of a server after that.
 	farewell     = 10 * time.Second
 	bodyMaxBytes = 1 << 20
 )
@@ -53,19 +56,33 @@ func run(ctx context.Context, args []string) error {
 	return errors.New("usage: load serve ADDRESS [URL] | call ADDRESS NAME=KIND=URL, as often as wanted")
 }
 
-// serve serves HTTP/1.1 and HTTP/2 until ctx ends, and then finishes what is under way.
+// serve serves HTTP/1.1 and HTTP/2 until ctx ends. Then it takes no connections any more, and leaves each that it has with an
+// answer, or after a while: Shutdown by itself would close at once what is idle, while requests may be on their way to it.
 func serve(ctx context.Context, address string, h http.Handler) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
 	var both http.Protocols
 	both.SetHTTP1(true)
 	both.SetUnencryptedHTTP2(true)
-	server := &http.Server{Addr: address, Handler: h, ReadHeaderTimeout: patience, Protocols: &both}
+	server := &http.Server{ReadHeaderTimeout: patience, Protocols: &both, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ctx.Err() != nil {
+			w.Header().Set("Connection", "close")
+		}
+		h.ServeHTTP(w, r)
+	})}
 	ended := make(chan error, 1)
-	go func() { ended <- server.ListenAndServe() }()
+	go func() { ended <- server.Serve(l) }()
 	select {
 	case err := <-ended:
 		return err
 	case <-ctx.Done():
 	}
+	if err := l.Close(); err != nil {
+		return err
+	}
+	<-time.After(kept)
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
 	defer cancel()
 	return server.Shutdown(late)
@@ -105,11 +122,8 @@ func handOn(url string) http.Handler {
 			return
 		}
 		defer func() { _ = response.Body.Close() }()
-		for _, name := range []string{"Host-Name", reasonField} {
-			if v := response.Header.Get(name); v != "" {
-				w.Header().Set(name, v)
-			}
-		}
+		w.Header().Set("Host-Name", response.Header.Get("Host-Name"))
+		w.Header().Set(behindField, response.Header.Get(reasonField))
 		w.WriteHeader(response.StatusCode)
 		_, _ = io.Copy(w, io.LimitReader(response.Body, bodyMaxBytes)) // the client may have gone
 	})
