@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -33,16 +32,9 @@ type rig struct {
 	client   *http.Client
 }
 
-// adopt runs TestAdoption, which has to pass beside other tests before `make test` contains it: it waits for requests that
-// nobody makes where its load is slow.
-var adopt = flag.Bool("adopt", false, "run TestAdoption, on a machine that does little else")
-
 // TestAdoption follows the procedures in order, in one cluster.
 func TestAdoption(t *testing.T) {
-	if !*adopt {
-		t.Skip("it wants a machine that does little else: go test ./test/kubeadopt -v -adopt")
-	}
-	r := &rig{Mesh: kubemesh.Up(t, kubemesh.Config{Programs: []string{"examples/bookinfo", "test/kubeadopt/peer"}})}
+	r := &rig{Mesh: kubemesh.Up(t, kubemesh.Config{Nodes: 1, Programs: []string{"examples/bookinfo", "test/kubeadopt/peer"}})}
 	text, err := os.ReadFile(filepath.Join(root, "docs/adoption.md"))
 	if err != nil {
 		t.Fatal(err)

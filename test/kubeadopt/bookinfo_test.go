@@ -1,6 +1,7 @@
 package kubeadopt
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -8,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/lateen-mesh/lateen/deploy"
 )
 
 // direct is how users come to the page before there is a gateway.
@@ -24,8 +27,9 @@ func (r *rig) bookinfo() {
 	r.Step("the application without a mesh", func() { r.follow("The application without a mesh") })
 	client := r.Client()
 	old := "http://" + r.Address("default", "productpage-direct")
-	r.Await("the page works", func() string { return text(page(client, old)) })
-	users := begin(r.Mesh, "the page", func() (string, error) { return visit(client, old) })
+	visitOld := func() (string, error) { return visit(client, old) }
+	r.Await("the page works", func() string { return text(visitOld()) })
+	users := begin(r.Mesh, "the page", visitOld)
 	users.survives(r.Mesh, "nothing", func() {})
 
 	users.survives(r.Mesh, "opt everybody out", func() { r.follow("Label the namespace, opt everybody out") })
@@ -40,30 +44,44 @@ func (r *rig) bookinfo() {
 	if got := strings.Join(r.proxies(), " "); got != "ratings-v1" {
 		r.Errorf("%q have a proxy", got)
 	}
-	r.proven("ratings", "reviews, which has no proxy, by the proxy of ratings", `connection_security_policy="none"`)
+	r.proven(r.reviews, "ratings", "reviews, which has no proxy, by the proxy of ratings", `connection_security_policy="none"`)
 
 	users.survives(r.Mesh, "routes and the gateway", func() {
 		if out := r.follow("Routes for it, and the gateway"); !strings.Contains(out, `"ratings"`) {
 			r.Errorf("ratings through the gateway: %s", out)
 		}
 	})
-	r.proven("ratings", "the gateway, by the proxy of ratings", `connection_security_policy="mutual_tls"`, `source_workload="istio-ingressgateway"`)
+	r.proven(r.host("ratings.example", "/ratings/0"), "ratings", "the gateway, by the proxy of ratings", `connection_security_policy="mutual_tls"`, `source_workload="istio-ingressgateway"`)
 
 	for _, name := range []string{"details-v1", "reviews-v1", "reviews-v2", "reviews-v3", "productpage-v1"} {
 		users.survives(r.Mesh, "inject "+name, func() { r.inject(name) })
 	}
-	r.proven("ratings", "reviews, by the proxy of ratings", `connection_security_policy="mutual_tls"`,
+	r.proven(r.reviews, "ratings", "reviews, by the proxy of ratings", `connection_security_policy="mutual_tls"`,
 		`source_principal="spiffe://cluster.local/ns/default/sa/bookinfo-reviews"`)
-	r.proven("productpage", "users without the gateway", `connection_security_policy="none"`)
+	r.proven(visitOld, "productpage", "users without the gateway", `connection_security_policy="none"`)
 
 	edge := "http://" + r.gateway
-	r.Await("the page works through the gateway", func() string { return text(page(client, edge)) })
-	atGateway := begin(r.Mesh, "the gateway", func() (string, error) { return visit(client, edge) })
+	visitEdge := func() (string, error) { return visit(client, edge) }
+	r.Await("the page works through the gateway", func() string { return text(visitEdge()) })
+	atGateway := begin(r.Mesh, "the gateway", visitEdge)
 	atGateway.survives(r.Mesh, "users come by the gateway", users.end)
 	r.Do("delete", "service", "productpage-direct")
 	r.strict(atGateway)
 	r.releases(atGateway)
+	r.Memory("lateend with Bookinfo", deploy.Namespace, "app=lateend", "lateend")
+	r.Memory("the gateway under load", deploy.Namespace, "istio=ingressgateway", "lateen-proxy")
+	r.Memory("Bookinfo's sidecars under load", "default", "", "lateen-proxy")
 	atGateway.end()
+}
+
+// pages asks for the page through the gateway so often that what counts the requests behind it has to count as many.
+func (r *rig) pages() {
+	r.Helper()
+	for range some {
+		if _, err := visit(r.client, "http://"+r.gateway); err != nil {
+			r.Errorf("the page: %v", err)
+		}
+	}
 }
 
 // releases gives some users another version of reviews, which productpage calls inside of the mesh.
@@ -103,7 +121,7 @@ func (r *rig) releases(users *load) {
 		})
 	}
 	copies := r.requests("default", "app=reviews,version=v3", `reporter="destination"`)
-	users.survives(r.Mesh, "a copy for the canary", func() {})
+	users.survives(r.Mesh, "a copy for the canary", r.pages)
 	r.Await("copies come to reviews v3", func() string {
 		if now := r.requests("default", "app=reviews,version=v3", `reporter="destination"`); now < copies+some/2 {
 			return fmt.Sprintf("they were %v and are %v", copies, now)
@@ -138,11 +156,13 @@ func (r *rig) strict(users *load) {
 	users.survives(r.Mesh, "mutual TLS only", func() {
 		r.follow("Mutual TLS only")
 		for _, app := range []string{"productpage", "details", "reviews", "ratings"} {
-			address := r.Do("get", "pods", "-l", "app="+app, "-o", "jsonpath={.items[0].status.podIP}")
-			r.Await("plain text to "+app+" is refused", func() string { return r.plain(address + ":9080") })
+			r.Await("plain text to "+app+" is refused", func() string {
+				return r.plain(r.Do("get", "pods", "-l", "app="+app, "-o", "jsonpath={.items[0].status.podIP}") + ":9080")
+			})
 		}
 	})
 	tls := r.requests("default", "", `reporter="destination"`, `connection_security_policy="mutual_tls"`)
+	r.pages()
 	r.Await("requests by mutual TLS are counted", func() string {
 		if now := r.requests("default", "", `reporter="destination"`, `connection_security_policy="mutual_tls"`); now < tls+some {
 			return fmt.Sprintf("they were %v and are %v", tls, now)
@@ -150,20 +170,25 @@ func (r *rig) strict(users *load) {
 		return ""
 	})
 	before := r.requests("default", "", `reporter="destination"`, `connection_security_policy="none"`)
-	users.survives(r.Mesh, "all of it", func() {})
+	users.survives(r.Mesh, "all of it", r.pages)
 	if now := r.requests("default", "", `reporter="destination"`, `connection_security_policy="none"`); now != before {
 		r.Errorf("requests in plain text, refused all: they were %v and are %v", before, now)
 	}
 }
 
+// plainWait bounds an attempt of somebody without a proxy.
+const plainWait = 5 * time.Second
+
 // plain says what somebody without a proxy is answered; "" if the connection is closed.
 func (r *rig) plain(address string) string {
-	conn, err := r.Dial(r.Context(), "tcp", address)
+	ctx, cancel := context.WithTimeout(r.Context(), plainWait) // of a pod that has just gone nothing comes back
+	defer cancel()
+	conn, err := r.Dial(ctx, "tcp", address)
 	if err != nil {
 		return err.Error()
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(plainWait)); err != nil {
 		return err.Error()
 	}
 	if _, err := conn.Write([]byte("GET /health HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
@@ -207,11 +232,25 @@ func (r *rig) proxies() []string {
 	return with
 }
 
-// proven waits until the proxies of an application counted requests of some kind.
-func (r *rig) proven(app, of string, labels ...string) {
+// reviews asks the version of reviews that calls ratings: without a proxy the page keeps to the one that it is connected with.
+func (r *rig) reviews() (string, error) {
+	r.Helper()
+	pods := strings.Fields(r.Do("get", "pods", "-l", "app=reviews,version=v2", "-o", "jsonpath={.items[*].status.podIP}"))
+	if len(pods) == 0 {
+		return "", errors.New("there is no pod of reviews v2")
+	}
+	_, answer, err := get(r.client, "http://"+pods[len(pods)-1]+":9080/reviews/0")
+	return answer, err
+}
+
+// proven sends requests until the proxies of an application have counted some of a kind.
+func (r *rig) proven(send func() (string, error), app, of string, labels ...string) {
 	r.Helper()
 	labels = append(labels, `reporter="destination"`, `response_code="200"`)
 	r.Await("requests of "+of+", are counted", func() string {
+		if _, err := send(); err != nil {
+			return err.Error()
+		}
 		if r.requests("default", "app="+app, labels...) == 0 {
 			return "none with " + strings.Join(labels, ",")
 		}

@@ -167,8 +167,8 @@ func (r *rig) mirrored(host string) {
 
 // blueGreen switches all users at once, under load, and takes away the old version.
 func (r *rig) blueGreen() {
-	outside := r.host("web.example")
-	inside := r.host("inside.example")
+	outside := r.host("web.example", "/")
+	inside := r.host("inside.example", "/")
 	for _, row := range []struct{ name, from, to string }{
 		{"by subset", blue, green},
 		{"by Service", blueService, greenService},

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // lifeNamespace is where these procedures are followed.
@@ -77,19 +76,20 @@ const (
 
 // jobs: programs that call out the moment they start, and end, succeed all, and their pods complete.
 func (r *rig) jobs() {
-	const each = 10
+	const each = 5
 	r.serve(1)
-	for _, row := range []struct{ name, annotations, flag string }{
-		{"native", "", ""},
-		{"classic", hold, `"--quit", `},
-	} {
-		r.Step("Jobs with a proxy, "+row.name, func() {
-			r.Kubectl(r.Context(), "delete", "job", "-n", lifeNamespace, row.name, "--ignore-not-found")
+	r.Step("Jobs with a proxy, native and classic", func() {
+		for _, row := range []struct{ name, annotations, flag string }{
+			{"native", "", ""},
+			{"classic", hold, `"--quit", `},
+		} {
+			r.Do("delete", "job", "-n", lifeNamespace, row.name, "--ignore-not-found")
 			r.Put(strings.NewReplacer("NAME", row.name, "COUNT", strconv.Itoa(each), "ANNOTATIONS", row.annotations,
 				"ARGS", `get, `+row.flag+`"http://server/`+row.name+`"`).Replace(job))
-			r.completes("job/" + row.name)
-		})
-	}
+		}
+		r.completes("job/native")
+		r.completes("job/classic")
+	})
 	seen := r.seen()
 	for _, path := range []string{"/native", "/classic"} {
 		if seen[path] != each {
@@ -178,21 +178,26 @@ spec:
 // order: the first request of a program finds its proxy ready, and the last one finds it there still.
 func (r *rig) order() {
 	r.serve(1)
-	for _, row := range []struct{ name, annotations string }{{"last-native", ""}, {"last-classic", classic}, {"last-hold", hold}} {
-		r.Step("the last requests, "+row.name, func() {
-			before := r.seen()
-			r.Put(strings.NewReplacer("NAME", row.name, "ANNOTATIONS", row.annotations).Replace(last))
-			r.Do("wait", "-n", lifeNamespace, "pod/"+row.name, "--for=condition=Ready", "--timeout=5m")
-			began := time.Now()
-			r.Do("delete", "-n", lifeNamespace, "pod", row.name, "--wait=true", "--timeout=5m")
-			r.Logf("        the pod's end took %.1fs", time.Since(began).Seconds())
-			after := r.seen()
-			for _, path := range []string{"/stop-" + row.name, "/term-" + row.name} {
-				if got := after[path] - before[path]; got != 1 {
-					r.Errorf("%d requests to %s came, want 1", got, path)
-				}
+	before := r.seen()
+	names := []string{"last-native", "last-classic", "last-hold"}
+	r.Step("pods start", func() {
+		for i, annotations := range []string{"", classic, hold} {
+			r.Put(strings.NewReplacer("NAME", names[i], "ANNOTATIONS", annotations).Replace(last))
+		}
+		for _, name := range names {
+			r.Do("wait", "-n", lifeNamespace, "pod/"+name, "--for=condition=Ready", "--timeout=5m")
+		}
+	})
+	r.Step("they end", func() {
+		r.Do(append([]string{"delete", "-n", lifeNamespace, "pod", "--wait=true", "--timeout=5m"}, names...)...)
+	})
+	after := r.seen()
+	for _, name := range names {
+		for _, path := range []string{"/stop-" + name, "/term-" + name} {
+			if got := after[path] - before[path]; got != 1 {
+				r.Errorf("%d requests to %s came, want 1", got, path)
 			}
-		})
+		}
 	}
 }
 
@@ -218,23 +223,23 @@ metadata: {name: caller, namespace: life}
 spec: {hosts: [caller.example], gateways: [edge], http: [{route: [{destination: {host: caller}}]}]}
 `
 
-// restart: Deployments are rolled under load, from the gateway and from inside of the mesh, with proxies of either kind and
-// without any care of the application's own but that it ends what it has begun.
+// restart: a Deployment is rolled under load, from the gateway and from inside of the mesh, so that pods with proxies of each
+// kind end and start, without any care of the application's own but that it ends what it has begun.
 func (r *rig) restart() {
 	r.serve(2)
 	r.Put(caller)
 	r.Ready(lifeNamespace, "deploy/caller")
-	edge := r.host("server.example")
-	inside := r.host("caller.example")
-	for _, row := range []struct{ name, annotations string }{{"native", ""}, {"classic", classic}, {"hold", hold}} {
+	edge := r.host("server.example", "/")
+	inside := r.host("caller.example", "/")
+	for _, row := range []struct{ name, annotations string }{
+		{"from native proxies to classic ones", classic}, {"to classic ones that start first", hold}, {"to native ones", ""},
+	} {
 		patch := `{"spec":{"template":{"metadata":{"annotations":null}}}}`
 		if row.annotations != "" {
 			patch = "spec: {template: {metadata: {annotations: {" + row.annotations + "}}}}"
 		}
-		r.Do("patch", "-n", lifeNamespace, "deploy/server", "--type=merge", "-p", patch)
-		r.Ready(lifeNamespace, "deploy/server")
 		roll := func() {
-			r.Do("rollout", "restart", "-n", lifeNamespace, "deploy/server")
+			r.Do("patch", "-n", lifeNamespace, "deploy/server", "--type=merge", "-p", patch)
 			r.Ready(lifeNamespace, "deploy/server")
 			r.gone("app=server", 2) // What is sent to the old ones counts.
 		}
@@ -248,11 +253,11 @@ func (r *rig) restart() {
 	}
 }
 
-// host sends requests through the gateway for a host, which are answered by a server's name.
-func (r *rig) host(name string, header ...string) func() (string, error) {
-	url := "http://" + r.gateway + "/"
+// host sends requests through the gateway for a path of a host, which are answered by a server's name.
+func (r *rig) host(name, path string) func() (string, error) {
+	url := "http://" + r.gateway + path
 	ask := func() (string, error) {
-		answer, _, err := get(r.client, url, append([]string{"Host", name}, header...)...)
+		answer, _, err := get(r.client, url, "Host", name)
 		if err != nil {
 			return "", err
 		}
