@@ -228,8 +228,12 @@ func (c *Control) identify(ctx context.Context) (string, error) {
 func (c *Control) tell(list []source.Finding) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	known := make(map[source.Finding]struct{}, len(c.told))
+	for _, f := range c.told {
+		known[f] = struct{}{}
+	}
 	for _, f := range list {
-		if slices.Contains(c.told, f) {
+		if _, told := known[f]; told {
 			continue
 		}
 		level := slog.LevelWarn

@@ -72,13 +72,16 @@ type analysis struct {
 	gateways map[string]*mesh.Gateway
 	routes   []*mesh.Route
 	delegate map[string]bool
+	only     api.Ref // the one object that is judged; zero: all are
 	found    []Finding
 }
 
 // Findings looks at the whole set; it is ordered by file and line.
-func (s *Set) Findings() []Finding {
+func (s *Set) Findings() []Finding { return s.findings(api.Ref{}) }
+
+func (s *Set) findings(only api.Ref) []Finding {
 	a := &analysis{
-		Set: s, services: map[string][]*mesh.Service{}, traffic: map[string][]*mesh.Traffic{},
+		Set: s, only: only, services: map[string][]*mesh.Service{}, traffic: map[string][]*mesh.Traffic{},
 		gateways: map[string]*mesh.Gateway{}, delegate: map[string]bool{},
 	}
 	telemetries := map[string][]*api.Object{}
@@ -104,7 +107,7 @@ func (s *Set) Findings() []Finding {
 		}
 	}
 	slices.SortFunc(a.routes, func(x, y *mesh.Route) int {
-		return cmp.Or(cmp.Compare(x.Created, y.Created), strings.Compare(x.Namespace+"/"+x.Name, y.Namespace+"/"+y.Name))
+		return cmp.Or(cmp.Compare(x.Created, y.Created), strings.Compare(x.Namespace, y.Namespace), strings.Compare(x.Name, y.Name))
 	})
 	a.judgeServices()
 	a.judgeTraffic()
@@ -126,7 +129,16 @@ func (s *Set) Findings() []Finding {
 	return a.found
 }
 
+// judges reports whether what became m is judged.
+func (a *analysis) judges(m mesh.Object) bool {
+	from := m.From()
+	return a.only == api.Ref{} || a.only == api.Ref{Kind: from.Kind, Namespace: from.Namespace, Name: from.Name}
+}
+
 func (a *analysis) add(o *api.Object, code string, level Level, path []any, format string, args ...any) {
+	if a.only != (api.Ref{}) && a.only != o.Ref {
+		return
+	}
 	a.found = append(a.found, Finding{code, level, o.Fault(fmt.Sprintf(format, args...), path...)})
 }
 
@@ -147,6 +159,9 @@ func place(o *api.Object) string {
 func (a *analysis) judgeServices() {
 	for _, list := range a.services {
 		for _, s := range list {
+			if !a.judges(s) {
+				continue
+			}
 			o := a.object(s)
 			for i, p := range s.Ports {
 				if s.Kind == api.KindService && p.Protocol == mesh.Auto && p.Name != "" {
@@ -198,7 +213,7 @@ func (a *analysis) known(namespace, host string) *mesh.Service {
 func (a *analysis) judgeTraffic() {
 	for host, list := range a.traffic {
 		for _, t := range list {
-			if strings.HasPrefix(host, "*") || a.known(t.Namespace, host) != nil {
+			if !a.judges(t) || strings.HasPrefix(host, "*") || a.known(t.Namespace, host) != nil {
 				continue
 			}
 			a.add(a.object(t), CodeUnknownRuleHost, LevelWarning, []any{"spec", "host"},

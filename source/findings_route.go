@@ -27,6 +27,9 @@ func (a *analysis) judgeRoutes() {
 				inMesh[h] = append(inMesh[h], r)
 			}
 		}
+		if !a.judges(r) {
+			continue
+		}
 		a.bindings(o, r)
 		a.reachable(o, r)
 		for i, h := range r.HTTP {

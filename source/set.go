@@ -156,16 +156,21 @@ func (s *Set) Apply(upsert []*api.Object, remove []api.Ref) []mesh.Change {
 	return s.changes(before)
 }
 
-// Trial returns what Findings would be if o were in the set, in the place of the object with the same Ref. The set stays
-// as it is.
-func (s *Set) Trial(o *api.Object) []Finding {
-	trial := *s
-	trial.objects, trial.made, trial.claims = maps.Clone(s.objects), maps.Clone(s.made), maps.Clone(s.claims)
-	trial.attachable = maps.Clone(s.attachable)
-	trial.addresses = NewAllocator()
-	trial.addresses.Restore(s.addresses.Snapshot())
-	trial.Apply([]*api.Object{o}, nil)
-	return trial.Findings()
+// Copy is a Set of the same objects, which changes apart from this one, and on another goroutine. parameters is as in
+// Config.
+func (s *Set) Copy(parameters func(namespace, name string) bool) *Set {
+	c := *s
+	c.objects, c.made, c.claims = maps.Clone(s.objects), maps.Clone(s.made), maps.Clone(s.claims)
+	c.attachable, c.parameters = maps.Clone(s.attachable), parameters
+	c.addresses = NewAllocator()
+	c.addresses.Restore(s.addresses.Snapshot())
+	return &c
+}
+
+// Judge takes o over, in the place of the object with the same Ref, and returns the findings about it.
+func (s *Set) Judge(o *api.Object) []Finding {
+	s.Apply([]*api.Object{o}, nil)
+	return s.findings(o.Ref)
 }
 
 // reconfigure takes over the mesh's configuration and reports whether everything must be made anew.
@@ -185,7 +190,7 @@ func (s *Set) drop(ref api.Ref, before map[mesh.Ref]mesh.Object) {
 	for _, m := range s.made[ref] {
 		r := m.Ref()
 		s.remember(r, before)
-		s.claims[r] = slices.DeleteFunc(slices.Clone(s.claims[r]), func(c claim) bool { return c.by.Ref == ref }) // see Trial
+		s.claims[r] = slices.DeleteFunc(slices.Clone(s.claims[r]), func(c claim) bool { return c.by.Ref == ref }) // see Copy
 		if len(s.claims[r]) == 0 {
 			delete(s.claims, r)
 		}
@@ -202,7 +207,7 @@ func (s *Set) claim(o *api.Object, list []mesh.Object, before map[mesh.Ref]mesh.
 	for _, m := range list {
 		r := m.Ref()
 		s.remember(r, before)
-		s.claims[r] = append(slices.Clone(s.claims[r]), claim{o, m}) // see Trial
+		s.claims[r] = append(slices.Clone(s.claims[r]), claim{o, m}) // see Copy
 		slices.SortFunc(s.claims[r], func(a, b claim) int {
 			return cmp.Or(cmp.Compare(a.by.Created, b.by.Created), compareRefs(a.by.Ref, b.by.Ref))
 		})

@@ -48,8 +48,8 @@ func TestBookinfo(t *testing.T) {
 	}
 }
 
-// TestTrial: what would become of an object is told, and nothing of the trial stays, of the Gateway API's kinds neither.
-func TestTrial(t *testing.T) {
+// TestCopy: what would become of an object is told, and nothing of the trial stays, of the Gateway API's kinds neither.
+func TestCopy(t *testing.T) {
 	s := New(Config{})
 	s.Upsert(decode(t, "gateway.yaml", `
 apiVersion: gateway.networking.k8s.io/v1
@@ -63,8 +63,15 @@ kind: HTTPRoute
 metadata: {name: web, namespace: shop}
 spec: {parentRefs: [{name: edge}], rules: [{backendRefs: [{name: nobody, port: 80}]}]}
 `)[0]
+	other := decode(t, "other.yaml", `
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: other, namespace: shop}
+spec: {host: nowhere}
+`)
+	s.Upsert(other...) // whose findings are not the route's
 	for range 2 {
-		if found := s.Trial(route); len(found) != 1 || found[0].Code != CodeNotAttached {
+		if found := s.Copy(nil).Judge(route); len(found) != 1 || found[0].Code != CodeNotAttached {
 			t.Errorf("findings %v", found)
 		}
 		if changes := s.Reattach(); len(changes) > 0 || len(s.Attached().Parents) > 0 {
@@ -72,7 +79,7 @@ spec: {parentRefs: [{name: edge}], rules: [{backendRefs: [{name: nobody, port: 8
 		}
 	}
 	s.Upsert(route)
-	s.Delete(route.Ref)
+	s.Delete(route.Ref, other[0].Ref)
 	if found := s.Findings(); len(found) > 0 {
 		t.Errorf("findings %v of an object that is gone", found)
 	}

@@ -46,4 +46,14 @@ spec: {host: nowhere}
 	if got := r.List("DestinationRule", "", ""); len(got) != 1 || got[0].Name != "old" {
 		t.Errorf("in force is %v", got)
 	}
+	// Where many are judged already, what is wrong by itself is told, and nobody waits for the rest.
+	for range judgesMax {
+		r.judging <- struct{}{}
+	}
+	if o, _, findings := r.Judge(rule("wep")); o == nil || len(findings) > 0 {
+		t.Errorf("%v, findings %v", o, findings)
+	}
+	if _, faults, _ := r.Judge(rule("")); len(faults) == 0 {
+		t.Error("a fault is not told")
+	}
 }

@@ -73,14 +73,15 @@ type Config struct {
 
 // Store is the configuration in a cluster.
 type Store struct {
-	config Config
-	log    *slog.Logger
-	api    *clients
-	wake   chan struct{}
-	status *statusWriter
-	leader *elector
-	bell   bell          // who writes the roots listens
-	retry  time.Duration // of what could not be written of the roots; a test lengthens it
+	config  Config
+	log     *slog.Logger
+	api     *clients
+	wake    chan struct{}
+	status  *statusWriter
+	leader  *elector
+	bell    bell          // who writes the roots listens
+	judging chan struct{} // one for each object that is judged
+	retry   time.Duration // of what could not be written of the roots; a test lengthens it
 
 	mu      sync.Mutex
 	picture picture
@@ -104,7 +105,7 @@ type Store struct {
 
 // Open prepares a Store; nothing is asked of the API server before Run.
 func Open(c Config) (*Store, error) {
-	s := &Store{config: c, log: c.Logger, wake: make(chan struct{}, 1), retry: rootsRetry}
+	s := &Store{config: c, log: c.Logger, wake: make(chan struct{}, 1), judging: make(chan struct{}, judgesMax), retry: rootsRetry}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -141,14 +142,25 @@ func (s *Store) Run(ctx context.Context) error {
 	if s.config.Keys != "" {
 		group.Go(func() { s.followKeys(ctx) })
 	}
-	quiet := time.NewTicker(findingsQuiet)
-	defer quiet.Stop()
+	group.Go(func() { s.watchFindings(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.wake:
 			s.turn(start)
+		}
+	}
+}
+
+// watchFindings looks at the configuration as a whole from time to time, until ctx ends. No change waits for it.
+func (s *Store) watchFindings(ctx context.Context) {
+	quiet := time.NewTicker(findingsQuiet)
+	defer quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
 		case now := <-quiet.C:
 			s.look(now)
 		}
@@ -230,22 +242,31 @@ func (s *Store) complete() bool {
 
 // look judges the configuration as a whole, once it is still.
 func (s *Store) look(now time.Time) {
+	warnings, due := s.still(now)
+	if !due {
+		return
+	}
+	findings := append(source.Warnings(warnings), s.copied().Findings()...)
+	s.status.found(findings)
+	s.mu.Lock()
+	same := slices.Equal(findings, s.told)
+	s.told = findings
+	s.mu.Unlock()
+	if !same && s.config.Found != nil {
+		s.config.Found(slices.Clone(findings))
+	}
+}
+
+// still reports whether a look is due, and what was warned of.
+func (s *Store) still(now time.Time) (warnings []api.Fault, due bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.report()
 	if !s.inForce || s.changed.IsZero() || now.Sub(s.changed) < findingsQuiet {
-		return
+		return nil, false
 	}
 	s.changed = time.Time{}
-	findings := append(source.Warnings(s.picture.warnings()), s.picture.set.Findings()...)
-	s.status.found(findings)
-	if slices.Equal(findings, s.told) {
-		return
-	}
-	s.told = findings
-	if s.config.Found != nil {
-		s.config.Found(slices.Clone(findings))
-	}
+	return s.picture.warnings(), true
 }
 
 // report tells the faults if they differ. The caller holds mu.
