@@ -229,11 +229,33 @@ func (d *deployer) one(ctx context.Context, g subject) error {
 		if attach.Holds(d.there[kind][k], o) {
 			continue
 		}
+		if d.there[kind][k] == nil {
+			if err := d.free(ctx, kind, k, g); err != nil {
+				return err
+			}
+		}
 		if err := d.apply(ctx, kind, k, o); err != nil {
 			return err
 		}
 	}
 	return d.remove(ctx, g, k, len(wanted) > 0)
+}
+
+// free makes sure that nobody else has an object of that name, which would be taken over.
+func (d *deployer) free(ctx context.Context, kind string, k key, g subject) error {
+	list, err := d.api.dynamic.Resource(d.resources[kind]).Namespace(k.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + k.Name})
+	if err != nil {
+		return fmt.Errorf("look for %s %s: %w", kind, k, err)
+	}
+	for i := range list.Items {
+		ours := slices.ContainsFunc(list.Items[i].GetOwnerReferences(), func(r metav1.OwnerReference) bool {
+			return r.Kind == api.KindGateway && r.Name == g.Object.Name
+		})
+		if !ours && list.Items[i].GetLabels()[attach.LabelManaged] != attach.ManagedGateway {
+			return fmt.Errorf("there is a %s %s already, of somebody else, and it is left alone; rename it or the Gateway", kind, k)
+		}
+	}
+	return nil
 }
 
 func (d *deployer) apply(ctx context.Context, kind string, k key, o attach.Document) error {
@@ -279,7 +301,11 @@ func (d *deployer) stand(gateways []subject) {
 	now := map[key]attach.Deployed{}
 	for _, g := range gateways {
 		k := key{Namespace: g.Object.Namespace, Name: g.Account()}
-		now[key{Namespace: k.Namespace, Name: g.Object.Name}] = standingAs(d.there["Service"][k], d.there["Deployment"][k])
+		standing := standingAs(d.there["Service"][k], d.there["Deployment"][k])
+		if cause := d.told[g.Object.Ref.String()]; cause != "" {
+			standing.Waiting = cause
+		}
+		now[key{Namespace: k.Namespace, Name: g.Object.Name}] = standing
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

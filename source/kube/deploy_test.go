@@ -108,3 +108,20 @@ func TestDeploy(t *testing.T) {
 		return gone && s.gatewayCondition("default/edge", "Programmed")["status"] == "True"
 	})
 }
+
+// TestDeployForeign: what somebody else has made under the name of a part is left alone, and the Gateway's status says so.
+func TestDeployForeign(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	const service = "apiVersion: v1\nkind: Service\nmetadata: {name: edge-istio}\nspec: {ports: [{name: http, port: 7}]}\n"
+	s.apply(edgeText + "---\n" + service)
+	r := follow(t, s)
+	r.await("it is told", func() bool {
+		c := s.gatewayCondition("default/edge", "Programmed")
+		text, _ := c["message"].(string)
+		return c["status"] == "False" && strings.Contains(text, "Service default/edge-istio already")
+	})
+	if got := s.ports(); !slices.Equal(got, []any{7.0}) {
+		t.Errorf("the Service of somebody else has the ports %v", got)
+	}
+}

@@ -3,6 +3,8 @@ package kubegateway
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -56,6 +58,37 @@ func (r *rig) deployed() {
 	const image = "{.items[*].spec.containers[?(@.name=='istio-proxy')].image}"
 	if got := r.Do("get", "pods", "-n", "edge", "-o", "jsonpath="+image); strings.Contains(got, "auto") || got == "" {
 		r.Errorf("the gateways' pods have the images %q", got)
+	}
+}
+
+// rights: beside the policy of the examples lateend has no power over what it has not made, nor over more than it makes.
+func (r *rig) rights() {
+	const lateend = "--as=system:serviceaccount:istio-system:lateend"
+	mark := filepath.Join(r.TempDir(), "mark.yaml")
+	if err := os.WriteFile(mark, []byte("{apiVersion: v1, kind: Service, metadata: {name: v1, namespace: shop, labels: {lateen.dev/managed: gateway}}}"), 0o600); err != nil {
+		r.Fatal(err)
+	}
+	for _, x := range []struct {
+		name string
+		args []string
+	}{
+		{"delete another's", []string{"delete", "-n", "shop", "deployment/v1"}},
+		{"put its mark on another's", []string{"apply", "--server-side", "-f", mark}},
+		{"make something else", []string{"create", "-n", "shop", "serviceaccount", "other"}},
+	} {
+		out, err := r.Kubectl(r.Context(), append(x.args, lateend, "--dry-run=server")...)
+		if err == nil || !strings.Contains(err.Error(), "lateend-gateways") {
+			r.Errorf("lateend may %s: %s, %v", x.name, out, err)
+		}
+	}
+	// That it may do with its own what it must, the other parts show.
+}
+
+// examples: the API server and lateend take what users are shown.
+func (r *rig) examples() {
+	r.Put("{apiVersion: v1, kind: Namespace, metadata: {name: testers}}")
+	for _, name := range []string{"edge.yaml", "mesh.yaml"} {
+		r.Do("apply", "--dry-run=server", "-f", examples+name)
 	}
 }
 

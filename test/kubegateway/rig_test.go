@@ -16,7 +16,10 @@ import (
 	"github.com/lateen-mesh/lateen/test/kubemesh"
 )
 
-const bodyMaxBytes = 1 << 20
+const (
+	bodyMaxBytes = 1 << 20
+	examples     = "../../examples/gateway-api/"
+)
 
 // answer is what test/kubegateway/peer tells of a request; see there.
 type answer struct {
@@ -47,6 +50,7 @@ func TestTraffic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		r.Do("apply", "-f", examples+"policy.yaml")
 		r.Put(string(text))
 		r.Ready("shop", "deploy/v1", "deploy/v2")
 		r.Do("wait", "-n", "shop", "pod/client", "--for=condition=Ready", "--timeout=5m")
@@ -57,6 +61,8 @@ func TestTraffic(t *testing.T) {
 		run  func(*rig)
 	}{
 		{"deployed", (*rig).deployed},
+		{"rights", (*rig).rights},
+		{"examples", (*rig).examples},
 		{"routes", (*rig).routes},
 		{"running", (*rig).running},
 		{"certificates", (*rig).certificates},
