@@ -1,4 +1,4 @@
-# make build | demo | test | quick | lint | fuzz | bench | soak | profile | fix | cluster | cluster-down; `make test` is everything, on a fresh machine.
+# make build | demo | test | quick | lint | fuzz | bench | soak | profile | fix | cluster | cluster-down | conformance; `make test` is everything, on a fresh machine.
 SHELL := /bin/bash -o pipefail
 BIN   := lateen lateend lateen-proxy lateen-cni lateen-kube lateen-operator
 TOOL   = go tool -modfile=tools/go.mod
@@ -14,7 +14,7 @@ KUBEFLAGS = -s -w -X k8s.io/component-base/version.gitVersion=v$(KUBE) -X k8s.io
 SOAK     ?= 20m
 
 .PHONY: build demo test quick lint fuzz bench microbench soak profile fix setup clean \
-  cluster cluster-down images setup-cluster test-cluster test-kube test-beside
+  cluster cluster-down images setup-cluster test-cluster test-kube test-beside conformance
 
 build: $(BIN:%=bin/%) bin/bookinfo
 bin/bookinfo: FORCE
@@ -79,6 +79,9 @@ setup-cluster:
 test-cluster: setup-cluster bin/cluster ## that cluster's own linters and tests
 	cd test/cluster && CGO_ENABLED=0 GOFLAGS="$$(go env GOFLAGS) -trimpath" $(subst =tools,=../../tools,$(TOOL)) golangci-lint run ./...
 	cd test/cluster && CGO_ENABLED=0 go test -trimpath -timeout 15m -v ./...
+
+conformance: setup-cluster bin/cluster ## the Gateway API's own suite against a cluster; its report and log are left in bin/_artifacts
+	go test ./test/kubegateway -run '^TestConformance$$' -v -count 1 -timeout 40m -conformance -artifacts -outputdir $(CURDIR)/bin
 
 soak: ## mixed traffic while the mesh changes, every byte checked: make soak [SOAK=20m]
 	go test ./test/soak -v -count 1 -timeout 12h -soak $(SOAK)
