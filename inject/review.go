@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
 
 	admission "k8s.io/api/admission/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,8 +19,10 @@ import (
 const (
 	// bodyMax is more than two objects of the greatest size that a cluster stores.
 	bodyMax = 4 << 20
-	// reviewsMax is how many requests are read at a time; others wait.
-	reviewsMax = 16
+	// reviewsMax is how many requests are read at a time, and reviewsFrom how many of them come from one address; others
+	// wait. One pod that sends slowly must not keep the API server out.
+	reviewsMax  = 64
+	reviewsFrom = 8
 	// warningMax is how long a warning may be for the API server not to cut it off, and warningsMax how many there may be.
 	warningMax  = 256
 	warningsMax = 16
@@ -28,22 +32,69 @@ const (
 type Reviews struct {
 	judge func(*http.Request, *admission.AdmissionRequest) *admission.AdmissionResponse
 	room  chan struct{}
+
+	mu    sync.Mutex
+	lines map[string]*line // by address
+}
+
+// line is where the requests of one address wait for each other.
+type line struct {
+	room  chan struct{}
+	users int // who waits or is read
 }
 
 // NewReviews returns a handler that answers with what judge says of each request. judge gets the HTTP request as well,
 // for its path, and need not tell the UID; it may be called concurrently.
 func NewReviews(judge func(*http.Request, *admission.AdmissionRequest) *admission.AdmissionResponse) *Reviews {
-	return &Reviews{judge, make(chan struct{}, reviewsMax)}
+	return &Reviews{judge: judge, room: make(chan struct{}, reviewsMax), lines: map[string]*line{}}
+}
+
+// enter waits until a request may be read; ok is false if its client went away before.
+func (h *Reviews) enter(r *http.Request) (leave func(), ok bool) {
+	from, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		from = r.RemoteAddr
+	}
+	h.mu.Lock()
+	l := h.lines[from]
+	if l == nil {
+		l = &line{room: make(chan struct{}, reviewsFrom)}
+		h.lines[from] = l
+	}
+	l.users++
+	h.mu.Unlock()
+	forget := func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(h.lines, from)
+		}
+	}
+	for i, room := range []chan struct{}{l.room, h.room} {
+		select {
+		case room <- struct{}{}:
+		case <-r.Context().Done():
+			if i > 0 {
+				<-l.room
+			}
+			forget()
+			return nil, false
+		}
+	}
+	return func() {
+		<-h.room
+		<-l.room
+		forget()
+	}, true
 }
 
 // ServeHTTP answers one review.
 func (h *Reviews) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	select {
-	case h.room <- struct{}{}:
-		defer func() { <-h.room }()
-	case <-r.Context().Done():
+	leave, ok := h.enter(r)
+	if !ok {
 		return
 	}
+	defer leave()
 	if r.Method != http.MethodPost {
 		http.Error(w, "an admission review is sent by POST", http.StatusMethodNotAllowed)
 		return

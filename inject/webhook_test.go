@@ -2,11 +2,14 @@ package inject
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	admission "k8s.io/api/admission/v1"
@@ -171,4 +174,34 @@ func FuzzDocuments(f *testing.F) {
 			t.Fatalf("once\n%s\ntwice\n%s", once, twice)
 		}
 	})
+}
+
+// TestSlowReviews: one address that sends slowly keeps no other out, and nothing of it stays when it goes.
+func TestSlowReviews(t *testing.T) {
+	h := NewReviews(func(*http.Request, *admission.AdmissionRequest) *admission.AdmissionResponse { return Allowed() })
+	ask := func(ctx context.Context, from string, body io.Reader) int {
+		r := httptest.NewRequestWithContext(ctx, http.MethodPost, Path, body)
+		r.Header.Set("Content-Type", "application/json")
+		r.RemoteAddr = from
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w.Code
+	}
+	slow, end := io.Pipe()
+	ctx, stop := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	for range 2 * reviewsMax {
+		group.Go(func() { ask(ctx, "10.0.0.1:1", slow) })
+	}
+	for range 3 {
+		if code := ask(t.Context(), "10.0.0.2:1", strings.NewReader(reviewOf("Pod", "CREATE", "shop", plainPod))); code != http.StatusOK {
+			t.Errorf("answered with %d", code)
+		}
+	}
+	stop() // who waits goes
+	_ = end.CloseWithError(io.ErrUnexpectedEOF)
+	group.Wait()
+	if len(h.lines)+len(h.room) > 0 {
+		t.Errorf("%d addresses and %d requests stay behind", len(h.lines), len(h.room))
+	}
 }
