@@ -256,7 +256,9 @@ func (w *statusWriter) waiting() []api.Ref {
 	return out
 }
 
-// write writes one status. One that somebody else has changed meanwhile is left until its change was read.
+// write writes one status. What is read or found meanwhile is judged by itself, as what we have written is when it comes back
+// to us; so an object that somebody else has changed meanwhile is left until its change is read, which may be before we hear
+// that it stood in our way.
 func (w *statusWriter) write(ctx context.Context, ref api.Ref) {
 	w.mu.Lock()
 	if _, dirty := w.dirty[ref]; !dirty {
@@ -264,17 +266,20 @@ func (w *statusWriter) write(ctx context.Context, ref api.Ref) {
 		return
 	}
 	resource, patch := w.objects[ref].resource, w.patch(ref)
+	delete(w.dirty, ref)
 	w.mu.Unlock()
 	raw, err := json.Marshal(patch)
 	if err == nil {
 		_, err = w.api.dynamic.Resource(resource).Namespace(ref.Namespace).Patch(ctx, ref.Name, types.MergePatchType, raw, metav1.PatchOptions{FieldManager: userAgent}, "status")
 	}
 	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		w.mu.Lock()
-		delete(w.dirty, ref) // what we have written comes back to us, and is judged again
-		w.mu.Unlock()
 		return
 	}
+	w.mu.Lock()
+	if w.objects[ref] != nil {
+		w.dirty[ref] = struct{}{}
+	}
+	w.mu.Unlock()
 	if ctx.Err() == nil {
 		w.log.Warn("a status cannot be written; trying again", "object", ref.String(), "cause", fmt.Sprint(err))
 	}

@@ -2,12 +2,18 @@ package kube
 
 import (
 	"context"
+	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
 
 	"github.com/lateen-mesh/lateen/api"
 )
@@ -76,6 +82,52 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestStatusOvertaken: an object that changes while its status is written, and whose change is read before the write is
+// refused, gets its status nevertheless.
+func TestStatusOvertaken(t *testing.T) {
+	ref := api.Ref{Kind: api.KindDestinationRule, Namespace: "default", Name: "a"}
+	state := func(version string) *standing {
+		return &standing{resource: schema.GroupVersionResource{Group: networkGroup, Version: "v1", Resource: "destinationrules"}, version: version}
+	}
+	var w *statusWriter
+	written := make(chan string, 1)
+	first := true // one request at a time
+	server := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if first {
+			first = false
+			w.read(ref, state("2"), nil)
+			refusal(out, http.StatusConflict, "Conflict")
+			return
+		}
+		written <- string(body)
+		answer(out, http.StatusOK, object{"apiVersion": "networking.istio.io/v1", "kind": ref.Kind, "metadata": object{"name": "a", "namespace": "default"}})
+	}))
+	defer server.Close()
+	clients, err := newClients(&Cluster{&rest.Config{Host: server.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w = newStatusWriter(clients, slog.New(slog.DiscardHandler))
+	w.read(ref, state("1"), nil)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		w.run(ctx)
+		close(ended)
+	}()
+	select {
+	case body := <-written:
+		if !strings.Contains(body, `"resourceVersion":"2"`) {
+			t.Error(body)
+		}
+	case <-time.After(patience):
+		t.Error("the status is never written")
+	}
+	stop()
+	<-ended
+}
+
 // TestLease: one server of several leads, another when it ends, and one that cannot renew stops in time.
 func TestLease(t *testing.T) {
 	s := newServer(t)
@@ -142,6 +194,21 @@ func TestLease(t *testing.T) {
 	if x := next(); x != (turn{"b", true}) {
 		t.Fatal(x)
 	}
+}
+
+// TestWithoutLease: a server that loses the Lease, or never has it, goes on to tell what changes.
+func TestWithoutLease(t *testing.T) {
+	s := newServer(t)
+	r := follow(t, s)
+	r.read()
+	r.await("it leads", func() bool { return s.get("Lease", api.RootNamespace+"/"+leaseName) != nil })
+	held := s.get("Lease", api.RootNamespace+"/"+leaseName)
+	held["spec"].(object)["holderIdentity"] = "another"
+	s.put(held)
+	release := s.hold("coordination.k8s.io/leases")
+	defer release()
+	s.apply(podText("reviews-1", "10.0.0.1", "True"))
+	r.await("a pod is told", func() bool { return r.workload("reviews-1") != nil })
 }
 
 // TestRoots: every namespace but the cluster's own has the mesh's roots, and gets them back, each at the event: nothing
