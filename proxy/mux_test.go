@@ -54,6 +54,8 @@ func newSidecars(t *testing.T, app string, shared bool, in func(*plan.Chain), ou
 	}
 	s.client = sidecar(t, s.authority, "client")
 	s.at = s.client.outbound(func(chain *plan.Chain, c *plan.Cluster, e []plan.Endpoint) {
+		// It is declared that it is HTTP: else the server is asked, too, by a connection of its own, where a client is slow.
+		chain.Protocol = plan.ProtocolHTTP
 		c.TLS.Mode, e[0].MTLS = plan.ClientTLSAuto, true
 		if out != nil {
 			out(chain, c)
