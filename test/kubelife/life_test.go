@@ -239,7 +239,7 @@ func (r *rig) roll() {
 	if err := r.Load(r.Context(), map[string]string{image: program}); err != nil {
 		r.Fatal(err)
 	}
-	r.during("have the control plane inject a new image", func() { r.Install("injection.config.proxyImage=" + image) }, nil)
+	r.during("have the control plane inject a new image", func() { r.Change("injection.config.proxyImage=" + image) }, nil)
 	r.during("restart all pods with a proxy", func() {
 		r.Do("rollout", "restart", "-n", "shop", "deploy/back", "deploy/middle")
 		r.Do("rollout", "restart", "-n", deploy.Namespace, "deploy/istio-ingressgateway")

@@ -139,21 +139,24 @@ func (m *Mesh) Step(what string, do func()) {
 // and waits until the control plane and the gateways are ready.
 func (m *Mesh) Install(set ...string) {
 	m.Helper()
+	definitions, err := deploy.Definitions()
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Put("{apiVersion: v1, kind: Namespace, metadata: {name: " + deploy.Namespace + "}}")
+	m.put(deploy.Manifest(definitions, nil))
+	m.Change(set...)
+}
+
+// Change is Install where Lateen is installed: with other values, but without the definitions of kinds, which are most of it.
+func (m *Mesh) Change(set ...string) {
+	m.Helper()
 	values := append([]string{"hub=" + Hub, "imagePullPolicy=IfNotPresent"}, m.set...)
 	objects, err := deploy.Render(deploy.Config{Set: append(values, set...)})
 	if err != nil {
 		m.Fatal(err)
 	}
-	definitions, err := deploy.Definitions()
-	if err != nil {
-		m.Fatal(err)
-	}
-	file := filepath.Join(m.TempDir(), "lateen.yaml")
-	if err := os.WriteFile(file, deploy.Manifest(definitions, objects), 0o600); err != nil {
-		m.Fatal(err)
-	}
-	m.Put("{apiVersion: v1, kind: Namespace, metadata: {name: " + deploy.Namespace + "}}")
-	m.Do("apply", "--server-side", "--force-conflicts", "-f", file)
+	m.put(deploy.Manifest(nil, objects))
 	if *existing != "" {
 		m.Do("rollout", "restart", "-n", deploy.Namespace, "deploy")
 	}
@@ -162,6 +165,16 @@ func (m *Mesh) Install(set ...string) {
 	for deployment := range strings.FieldsSeq(m.Do("get", "deploy", "-n", deploy.Namespace, "-o", "name")) {
 		m.Ready(deploy.Namespace, deployment)
 	}
+}
+
+// put applies what is too long for kubectl to write down on the objects.
+func (m *Mesh) put(manifest []byte) {
+	m.Helper()
+	file := filepath.Join(m.TempDir(), "lateen.yaml")
+	if err := os.WriteFile(file, manifest, 0o600); err != nil {
+		m.Fatal(err)
+	}
+	m.Do("apply", "--server-side", "--force-conflicts", "-f", file)
 }
 
 // Do runs kubectl and returns what it printed; it ends the test if it cannot be done.
