@@ -36,8 +36,9 @@ type keeper struct {
 	pass   func(context.Context) error
 	events chan struct{} // something has happened since the pass under way began
 
-	mu   sync.Mutex
-	stop context.CancelCauseFunc // ends the pass under way; nil: there is none
+	mu       sync.Mutex
+	stop     context.CancelCauseFunc // ends the pass under way; nil: there is none
+	removing bool                    // it brings everything to an end: what happens is its own doing
 }
 
 func newKeeper(name string, log *slog.Logger, pass func(context.Context) error) *keeper {
@@ -52,12 +53,12 @@ func (k *keeper) wake() {
 	}
 }
 
-// interrupt says that what is under way is no longer wanted.
+// interrupt says that what is under way, which may be a long wait, is no longer what is to be done.
 func (k *keeper) interrupt() {
 	k.wake()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.stop != nil {
+	if k.stop != nil && !k.removing {
 		k.stop(apply.ErrSuperseded)
 	}
 }
@@ -99,6 +100,13 @@ func (k *keeper) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// remove says that from now on, or no more, all is brought to an end.
+func (k *keeper) remove(is bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.removing = is
 }
 
 // once does it.

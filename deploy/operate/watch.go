@@ -21,8 +21,11 @@ import (
 // readyWithin is how long an installation has to become ready before its record says that it has not.
 const readyWithin = 5 * time.Minute
 
-// fingerprint is the annotation of what is kept of an object by which it is seen whether it has changed.
-const fingerprint = "fingerprint"
+// The annotations of what is kept of an object: by which it is seen whether it has changed, and who has written it last.
+const (
+	fingerprint = "fingerprint"
+	writer      = "writer"
+)
 
 // watch has keepers know what happens in the cluster. They and the watches end with ctx, and are of the group.
 func (o *Operator) watch(ctx context.Context, group *sync.WaitGroup, ground *keeper) {
@@ -45,8 +48,14 @@ func (o *Operator) watch(ctx context.Context, group *sync.WaitGroup, ground *kee
 			o.mu.Lock()
 			defer o.mu.Unlock()
 			for _, u := range []*metav1.PartialObjectMetadata{old, now} { // the label may be what has changed
-				if u != nil && o.keepers[u.Labels[apply.LabelInstallation]] != nil {
-					o.keepers[u.Labels[apply.LabelInstallation]].wake()
+				if u == nil || o.keepers[u.Labels[apply.LabelInstallation]] == nil {
+					continue
+				}
+				// What somebody else does may be what is waited for in vain.
+				if keeper := o.keepers[u.Labels[apply.LabelInstallation]]; now == nil || now.Annotations[writer] != apply.Manager {
+					keeper.interrupt()
+				} else {
+					keeper.wake()
 				}
 			}
 		}))
@@ -74,7 +83,8 @@ func (o *Operator) watch(ctx context.Context, group *sync.WaitGroup, ground *kee
 // keeper keeps the installation of a revision.
 func (o *Operator) keeper(revision string) *keeper {
 	a := o.applier(revision)
-	return newKeeper(revision, o.log, func(ctx context.Context) error {
+	k := newKeeper(revision, o.log, nil)
+	k.pass = func(ctx context.Context) error {
 		i, err := a.Find(ctx, revision)
 		switch {
 		case err != nil:
@@ -82,13 +92,16 @@ func (o *Operator) keeper(revision string) *keeper {
 		case i == nil:
 			return errGone
 		case i.DeletionTimestamp != nil:
+			k.remove(true)
+			defer k.remove(false)
 			return a.Finish(ctx, *i, readyWithin)
 		}
 		if err := a.Hold(ctx, *i); err != nil {
 			return err
 		}
 		return a.Keep(ctx, *i, readyWithin)
-	})
+	}
+	return k
 }
 
 // keep runs a keeper until its Installation is gone for good: another one may come under the same name.
@@ -173,8 +186,22 @@ func trim(in any) (any, error) {
 	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
 		Name: u.GetName(), Namespace: u.GetNamespace(), Labels: u.GetLabels(), ResourceVersion: u.GetResourceVersion(), UID: u.GetUID(),
 		Generation: u.GetGeneration(), DeletionTimestamp: u.GetDeletionTimestamp(),
-		Annotations: map[string]string{fingerprint: apply.Fingerprint(u)},
+		Annotations: map[string]string{fingerprint: apply.Fingerprint(u), writer: lastWriter(u.GetManagedFields())},
 	}}, nil
+}
+
+// lastWriter is who has written an object last, but for its status. Of two in one second it is the other one than us.
+func lastWriter(fields []metav1.ManagedFieldsEntry) string {
+	var last metav1.ManagedFieldsEntry
+	for _, f := range fields {
+		if f.Subresource != "" || f.Time == nil {
+			continue
+		}
+		if last.Time == nil || last.Time.Before(f.Time) || last.Time.Equal(f.Time) && last.Manager == apply.Manager {
+			last = f
+		}
+	}
+	return last.Manager
 }
 
 // events has a function know what has come, where there was no old one, what has changed, and what has gone, where there is
