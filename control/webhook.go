@@ -62,10 +62,22 @@ func (c *Control) serveWebhooks(ctx context.Context) error {
 		Handler: tellFaults(c.log, mux), TLSConfig: tls, ReadTimeout: webhookTimeout, WriteTimeout: webhookTimeout, IdleTimeout: webhookIdle,
 		MaxHeaderBytes: webhookHeaders, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug), // of whoever calls the port
 	}
-	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
-	defer stop()
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		// What is under way is answered: a review that is cut off fails somebody's `kubectl apply`, or the start of a pod.
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), webhookTimeout)
+		defer cancel()
+		if s.Shutdown(last) != nil {
+			_ = s.Close()
+		}
+	})
 	c.log.Info("webhooks ready", "listen", l.Addr())
-	if err := s.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+	err = s.ServeTLS(l, "", "")
+	if !stop() {
+		<-ended
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
