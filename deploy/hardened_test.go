@@ -99,7 +99,11 @@ func TestHardened(t *testing.T) {
 	}
 	objects := rendered(t, Config{Values: values(t, full)})
 	config := find[core.ConfigMap](t, objects, "ConfigMap", "lateen-injection").Data["config.yaml"]
-	for _, o := range objects {
+	operator, err := RenderOperator(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range append(objects, operator...) {
 		switch {
 		case o.Kind == "Deployment" && strings.Contains(o.YAML, "image: auto"):
 			add(o.Name, injected(t, config, o.YAML))
@@ -130,6 +134,7 @@ func TestHardened(t *testing.T) {
 		"istio-egressgateway: istio-proxy":  nil,
 		"istio-ingressgateway: istio-proxy": nil,
 		"lateend: lateend":                  {"a token for the API server"}, // for the rights in docs/kubernetes.md
+		"lateen-operator: lateen-operator":  {"a token for the API server"},
 		// It writes a node's list of plugins and sets rules in pods' networks; docs/injection.md. Whoever may be given
 		// SYS_ADMIN counts as one who may gain privileges.
 		"lateen-cni: install": {
