@@ -1,4 +1,4 @@
-package deploy_test
+package apply_test
 
 import (
 	"context"
@@ -13,12 +13,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
 
 	"github.com/lateen-mesh/lateen/deploy"
 	"github.com/lateen-mesh/lateen/deploy/apply"
-	"github.com/lateen-mesh/lateen/test/kubetest"
 )
 
 // everything has an installation of all kinds of objects; its Installation is installed by the command line.
@@ -34,16 +32,7 @@ gateways: {ingress: {enabled: true, replicas: 2}, egress: {enabled: true}}
 // TestThreeWays installs into a real API server by Helm's own program, by what `lateen install` does, and by kubectl: the
 // same objects are there.
 func TestThreeWays(t *testing.T) {
-	c := kubetest.UpAPI(t)
-	at, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	at.QPS, at.Burst = 200, 400
-	client, err := dynamic.NewForConfig(at)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := newRig(t)
 	folder := t.TempDir()
 	values := filepath.Join(folder, "values.yaml")
 	if err := os.WriteFile(values, []byte(everything), 0o600); err != nil {
@@ -55,28 +44,27 @@ func TestThreeWays(t *testing.T) {
 	}
 	kubectl := func(args ...string) {
 		t.Helper()
-		if _, err := c.Kubectl(t.Context(), args...); err != nil {
+		if _, err := r.cluster.Kubectl(t.Context(), args...); err != nil {
 			t.Fatal(err)
 		}
 	}
 	helm := func(args ...string) {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), "go", append([]string{"tool", "-modfile=tools/go.mod", "helm"}, args...)...)
-		cmd.Dir = ".."
+		cmd.Dir = "../.."
 		// The flags are those of the images' programs, which are made of much the same.
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath", "KUBECONFIG="+c.Kubeconfig, "HELM_CACHE_HOME="+folder, "HELM_CONFIG_HOME="+folder, "HELM_DATA_HOME="+folder)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath", "KUBECONFIG="+r.cluster.Kubeconfig, "HELM_CACHE_HOME="+folder, "HELM_CONFIG_HOME="+folder, "HELM_DATA_HOME="+folder)
 		began := time.Now()
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("helm %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 		t.Logf("%6.1fs helm %s", time.Since(began).Seconds(), args[0])
 	}
-	applier := apply.New(apply.Config{Client: client})
 	remove := func() {
 		t.Helper()
-		r, err := applier.Removal(t.Context(), "")
+		all, err := r.applier.Removal(t.Context(), "")
 		if err == nil {
-			err = applier.Remove(context.WithoutCancel(t.Context()), r, 5*time.Minute)
+			err = r.applier.Remove(context.WithoutCancel(t.Context()), all, 5*time.Minute)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -85,15 +73,15 @@ func TestThreeWays(t *testing.T) {
 
 	kubectl("create", "namespace", "shop")
 	helm("install", "lateen", "deploy/chart", "-n", deploy.Namespace, "--create-namespace", "-f", values)
-	byHelm := installed(t, client)
+	byHelm := installed(t, r.client)
 	helm("uninstall", "lateen", "-n", deploy.Namespace)
 
 	var i apply.Installation
 	i.Name, i.Spec = apply.DefaultRevision, apply.Spec{Profile: "minimal", Values: given}
-	if err := applier.Install(t.Context(), i, 0); err != nil {
+	if err := r.applier.Install(t.Context(), i, 0); err != nil {
 		t.Fatal(err)
 	}
-	byCommand := installed(t, client)
+	byCommand := installed(t, r.client)
 	remove()
 
 	objects, err := deploy.Render(i.Config())
@@ -109,7 +97,7 @@ func TestThreeWays(t *testing.T) {
 		t.Fatal(err)
 	}
 	kubectl("apply", "--server-side", "--force-conflicts", "-f", manifest)
-	byManifest := installed(t, client)
+	byManifest := installed(t, r.client)
 
 	if len(byCommand) < len(objects) {
 		t.Errorf("%d objects of %d were found", len(byCommand), len(objects))
