@@ -16,6 +16,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
@@ -241,6 +242,12 @@ func Ground() Object {
 // Definitions are the CustomResourceDefinitions of Istio's API and of our own. As with Helm they are no part of an installation: they stay
 // when it goes, with everything that users wrote.
 func Definitions() ([]Object, error) {
+	list, err := definitions()
+	return slices.Clone(list), err
+}
+
+// definitions reads them once: they are 1.7 MB of YAML, and an operator looks at them at every event.
+var definitions = sync.OnceValues(func() ([]Object, error) {
 	var out []Object
 	files, err := chartFiles.ReadDir(definitionsFolder)
 	if err != nil {
@@ -258,7 +265,7 @@ func Definitions() ([]Object, error) {
 		out = append(out, list...)
 	}
 	return out, nil
-}
+})
 
 // Parse takes documents of YAML apart. Those without a kind are none.
 func Parse(text string) ([]Object, error) {
