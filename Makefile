@@ -2,7 +2,7 @@
 SHELL := /bin/bash -o pipefail
 BIN   := lateen lateend lateen-proxy lateen-cni lateen-kube lateen-operator
 TOOL   = go tool -modfile=tools/go.mod
-# One package more than there are processors: those on a cluster wait for half of their time.
+# One package more than there are processors: those on a cluster wait for pods and timers meanwhile.
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -timeout 20m -p $$(($$(nproc) + 1))
 FUZZTIME ?= 3000x
 ENVOY  = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lateen/envoy-1.40.0/envoy/_bin/envoy

@@ -246,7 +246,7 @@ func Definitions() ([]Object, error) {
 	return slices.Clone(list), err
 }
 
-// definitions reads them once: they are 1.7 MB of YAML, and an operator looks at them at every event.
+// definitions reads them once: they are 1.7 MB of YAML, and an operator wants them whenever one of a cluster's changes.
 var definitions = sync.OnceValues(func() ([]Object, error) {
 	var out []Object
 	files, err := chartFiles.ReadDir(definitionsFolder)
