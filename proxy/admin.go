@@ -27,6 +27,7 @@ import (
 	"github.com/lateen-mesh/lateen/telemetry/accesslog"
 	"github.com/lateen-mesh/lateen/telemetry/export"
 	"github.com/lateen-mesh/lateen/telemetry/scrape"
+	"github.com/lateen-mesh/lateen/xds/client"
 )
 
 const (
@@ -72,15 +73,17 @@ func (p *Proxy) Status() Status {
 	if c := p.holder.Current(); c.Certificate != nil {
 		s.Expires = c.Certificate.Leaf.NotAfter
 	}
+	refused := client.Refused{}
 	for _, e := range p.table.Dump() {
 		s.Resources++
 		if e.Updated.After(s.Updated) {
 			s.Updated = e.Updated
 		}
+		if e.Refused != nil {
+			refused[e.Kind.String()+" "+e.Name] = e.Refused
+		}
 	}
-	p.mu.Lock()
-	s.Refused = p.lastNack
-	p.mu.Unlock()
+	s.Refused = refused.Error()
 	return s
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -29,34 +30,34 @@ func (d dialer) OpenStream(ctx context.Context, method string) (client.Stream, e
 // feed brings what the control plane sends into the table.
 type feed struct{ p *Proxy }
 
-// Update decodes a response; what cannot be understood refuses all of it.
+// Update takes a response into the table, but for those resources of it that cannot be understood or obeyed.
 func (f feed) Update(typeURL string, added []client.Resource, removed []string) error {
 	kind, ok := native.KindOf(typeURL)
 	if !ok {
 		return fmt.Errorf("type %q is unknown to this proxy", typeURL)
 	}
+	refused := client.Refused{}
 	resources := make([]plan.Resource, 0, len(added))
 	for _, r := range added {
 		res, err := native.Decode(kind, r.Body)
-		if err != nil {
-			return f.refused(fmt.Errorf("%s %q: %w", kind, r.Name, err))
+		switch {
+		case err != nil:
+			err = fmt.Errorf("%s %q: %w", kind, r.Name, err)
+		case res.ResourceName() != r.Name:
+			err = fmt.Errorf("%s %q calls itself %q", kind, r.Name, res.ResourceName())
+		default:
+			resources = append(resources, res)
+			continue
 		}
-		if res.ResourceName() != r.Name {
-			return f.refused(fmt.Errorf("%s %q calls itself %q", kind, r.Name, res.ResourceName()))
-		}
-		resources = append(resources, res)
+		refused[r.Name] = err
+		f.p.table.Refuse(kind, r.Name, err)
 	}
-	return f.refused(f.p.table.Update(kind, resources, removed))
-}
-
-func (f feed) refused(err error) error {
-	f.p.mu.Lock()
-	defer f.p.mu.Unlock()
-	if err != nil {
-		f.p.lastNack = err.Error()
-		f.p.cfg.Logger.Warn("orders refused; the last good ones stay in force", "cause", err)
+	maps.Copy(refused, f.p.table.Update(kind, resources, removed))
+	if len(refused) == 0 {
+		return nil
 	}
-	return err
+	f.p.cfg.Logger.Warn("orders refused; the last good ones stay in force", "cause", refused)
+	return refused
 }
 
 // Connected notes whether the control plane is there.

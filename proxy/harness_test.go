@@ -127,15 +127,15 @@ func (r *rig) feed(resources ...plan.Resource) {
 	r.t.Helper()
 	for _, res := range resources {
 		if res.ResourceKind() == plan.KindListener {
-			if err := r.p.table.Update(plan.KindListener, []plan.Resource{res}, nil); err != nil {
-				r.t.Fatal(err)
+			if refused := r.p.table.Update(plan.KindListener, []plan.Resource{res}, nil); refused != nil {
+				r.t.Fatal(refused)
 			}
 		}
 	}
 	for range 3 { // what a listener or route refers to is asked for when it arrives
 		for _, res := range resources {
-			if err := r.p.table.Update(res.ResourceKind(), []plan.Resource{res}, nil); err != nil {
-				r.t.Fatal(err)
+			if refused := r.p.table.Update(res.ResourceKind(), []plan.Resource{res}, nil); refused != nil {
+				r.t.Fatal(refused)
 			}
 		}
 	}

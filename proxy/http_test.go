@@ -248,8 +248,8 @@ func TestConnect(t *testing.T) {
 	r := sidecar(t, nil, "web")
 	c := dialRaw(t, r.outbound(func(c *plan.Chain, _ *plan.Cluster, _ []plan.Endpoint) { c.HTTP = &plan.HTTP{ByHost: true} }, echoed))
 	r.p.table.Route("db.example:80")
-	if err := r.p.table.Update(plan.KindRoute, nil, []string{"db.example:80"}); err != nil {
-		t.Fatal(err)
+	if refused := r.p.table.Update(plan.KindRoute, nil, []string{"db.example:80"}); refused != nil {
+		t.Fatal(refused)
 	}
 	c.send("CONNECT db.example:3306 HTTP/1.1\r\nHost: db.example:3306\r\n\r\n")
 	if res, err := http.ReadResponse(c.in, &http.Request{Method: "CONNECT"}); err != nil || res.StatusCode != 200 {

@@ -117,8 +117,8 @@ func TestNoOrders(t *testing.T) {
 	c := dialRaw(t, at)
 	c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 	r.await("the question is asked", func(w *worker) bool { return len(w.sessions) == 1 })
-	if err := r.p.table.Update(plan.KindListener, nil, []string{plan.ListenerInbound}); err != nil {
-		t.Fatal(err)
+	if refused := r.p.table.Update(plan.KindListener, nil, []string{plan.ListenerInbound}); refused != nil {
+		t.Fatal(refused)
 	}
 	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read %d bytes, %v; want a reset", n, err)

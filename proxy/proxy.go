@@ -174,9 +174,6 @@ type Proxy struct {
 	app         *probe.Handler
 	left        atomic.Int32 // workers with open connections, while draining
 	gateways    gateways
-
-	mu       sync.Mutex
-	lastNack string
 }
 
 // New prepares a proxy; nothing is opened yet.

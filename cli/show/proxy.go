@@ -36,7 +36,7 @@ func (p *Proxy) Join(own Own) {
 	p.Ready, p.ReadyMS, p.Updated, p.RSSMiB = own.Ready, own.ReadyMS, own.Updated, own.RSSMiB
 	p.Accelerator, p.Version, p.Expires = own.Accelerator, own.Version, own.Expires
 	p.Connected = p.Connected && own.Connected
-	p.Refused = cmp.Or(p.Refused, own.Refused)
+	p.Refused = own.Refused // lateend tells the last refusal of the stream, also of what has been mended since
 }
 
 // Own is what a proxy tells of itself (proxy.Status).

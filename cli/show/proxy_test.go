@@ -49,6 +49,20 @@ func TestProxies(t *testing.T) {
 	}, now))
 }
 
+// TestJoin: whether a proxy goes without some of its orders now it knows better than lateend, which tells the last refusal
+// of the stream.
+func TestJoin(t *testing.T) {
+	p := Proxy{Connected: true, Refused: `route "x": no clusters`}
+	p.Join(Own{Connected: true})
+	if p.Refused != "" || !p.Connected {
+		t.Errorf("%+v", p)
+	}
+	p.Join(Own{Refused: "route"})
+	if p.Refused != "route" || p.Connected {
+		t.Errorf("%+v", p)
+	}
+}
+
 func TestKind(t *testing.T) {
 	for section, want := range map[string]string{
 		"all": "", "listeners": "listener", "routes": "route", "clusters": "cluster", "endpoints": "endpoints", "secrets": "secret", "names": "name",

@@ -49,7 +49,9 @@ type Entry struct {
 	Name  string
 	State State
 	// Updated is when the control plane last spoke of it; zero if it never did.
-	Updated  time.Time
+	Updated time.Time
+	// Refused is why its newest version cannot be obeyed; nil: it is, or will be when what it refers to has come.
+	Refused  error
 	Resource plan.Resource    // nil unless Ready
 	Cluster  *balance.Cluster // of a cluster in operation
 }
@@ -60,7 +62,7 @@ func (t *Table) Dump() []Entry {
 	defer t.mu.Unlock()
 	var out []Entry
 	for _, e := range sorted(maps.Values(t.entries)) {
-		d := Entry{Kind: e.kind, Name: e.name, Updated: e.updated, Resource: e.inForce}
+		d := Entry{Kind: e.kind, Name: e.name, Updated: e.updated, Refused: e.refused, Resource: e.inForce}
 		switch {
 		case e.inForce != nil:
 			d.State = Ready

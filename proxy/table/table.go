@@ -81,6 +81,8 @@ type entry struct {
 	nextRefs []ref
 	fresh    bool // next is not in force yet
 
+	refused error // why a newer answer than next and inForce cannot be obeyed; nil: there is none
+
 	inForce     plan.Resource // nil: absent, or nothing has ever been in force
 	inForceRefs []ref
 	settled     bool   // something, be it absence, is in force

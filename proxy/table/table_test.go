@@ -1,6 +1,7 @@
 package table
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -81,16 +82,16 @@ func (r *rig) wants(want ...string) {
 func (r *rig) send(list ...plan.Resource) {
 	r.t.Helper()
 	for _, res := range list {
-		if err := r.Update(res.ResourceKind(), []plan.Resource{res}, nil); err != nil {
-			r.t.Fatal(err)
+		if refused := r.Update(res.ResourceKind(), []plan.Resource{res}, nil); refused != nil {
+			r.t.Fatal(refused)
 		}
 	}
 }
 
 func (r *rig) remove(kind plan.Kind, name string) {
 	r.t.Helper()
-	if err := r.Update(kind, nil, []string{name}); err != nil {
-		r.t.Fatal(err)
+	if refused := r.Update(kind, nil, []string{name}); refused != nil {
+		r.t.Fatal(refused)
 	}
 }
 
@@ -422,23 +423,58 @@ func TestRefused(t *testing.T) {
 			r := newRig(t)
 			r.ready()
 			before := r.view.Load()
-			good := endpoints("v1", "9.9.9.9:9")
-			list := []plan.Resource{tt.res}
-			if tt.kind == plan.KindRoute {
-				list = []plan.Resource{route("web", "v7"), tt.res} // nothing of the response is taken
-			}
-			err := r.Update(tt.kind, list, nil)
+			err := r.Update(tt.kind, []plan.Resource{tt.res}, nil)[tt.res.ResourceName()]
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 			if r.view.Load() != before || len(r.wanted()) != 4 {
-				t.Error("something of a refused response was taken")
+				t.Error("something of what was refused was taken")
 			}
-			r.send(good)
+			r.send(endpoints("v1", "9.9.9.9:9"))
 			if got := r.target("l"); got != "v1 9.9.9.9:9" {
 				t.Errorf("afterwards: %s", got)
 			}
 		})
+	}
+}
+
+// TestRefusedAlone: what else comes in a response with something refused counts, and the refusal is told until
+// something of that name is taken.
+func TestRefusedAlone(t *testing.T) {
+	r := newRig(t)
+	r.ready()
+	r.Route("other")
+	refusals := func() (out []string) {
+		for _, e := range r.Dump() {
+			if e.Refused != nil {
+				out = append(out, e.Refused.Error())
+			}
+		}
+		return out
+	}
+	broken := route("web", "v1")
+	broken.Hosts[0].Rules[0].Clusters = nil
+	refused := r.Update(plan.KindRoute, []plan.Resource{broken, route("other", "v1"), route("nobody asked")}, []string{"gone"})
+	if len(refused) != 1 || refused["web"] == nil {
+		t.Errorf("refused: %v", refused)
+	}
+	if _, state := r.Route("other"); state != Ready {
+		t.Errorf("the good one is %s", state)
+	}
+	if got := r.target("l"); got != "v1 1.1.1.1:1" {
+		t.Errorf("the refused one: %s", got)
+	}
+	if d := cmp.Diff([]string{refused["web"].Error()}, refusals()); d != "" {
+		t.Errorf("refusals (-want +got):\n%s", d)
+	}
+	r.Refuse(plan.KindCluster, "v1", errors.New("nonsense"))
+	r.Refuse(plan.KindCluster, "nobody asked", errors.New("nonsense"))
+	if got := refusals(); len(got) != 2 || r.target("l") != "v1 1.1.1.1:1" {
+		t.Errorf("%q", got)
+	}
+	r.send(route("web", "v1"), cluster("v1"))
+	if got := refusals(); got != nil {
+		t.Errorf("what was mended is refused still: %q", got)
 	}
 }
 
@@ -648,8 +684,8 @@ func TestConcurrentReaders(t *testing.T) {
 func BenchmarkUpdateEndpoints(b *testing.B) {
 	t := New(Config{Subscribe: func(plan.Kind, ...string) {}, Unsubscribe: func(plan.Kind, ...string) {}})
 	send := func(res plan.Resource) {
-		if err := t.Update(res.ResourceKind(), []plan.Resource{res}, nil); err != nil {
-			b.Fatal(err)
+		if refused := t.Update(res.ResourceKind(), []plan.Resource{res}, nil); refused != nil {
+			b.Fatal(refused)
 		}
 	}
 	for i := range 1000 {

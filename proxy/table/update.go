@@ -9,18 +9,25 @@ import (
 	"github.com/lateen-mesh/lateen/plan"
 )
 
-// Update takes one response of the control plane. A resource that cannot be
-// obeyed is an error that names it; then nothing of the response is taken and
-// what was in force stays. Only one goroutine may call it.
-func (t *Table) Update(kind plan.Kind, added []plan.Resource, removed []string) error {
+// Update takes one response of the control plane. What of it cannot be obeyed
+// is returned by name, with the reason; of these what was in force stays. Only
+// one goroutine may call it.
+func (t *Table) Update(kind plan.Kind, added []plan.Resource, removed []string) (refused map[string]error) {
 	for _, r := range added {
 		if err := t.check(kind, r); err != nil {
-			return fmt.Errorf("%s %q: %w", kind, r.ResourceName(), err)
+			if refused == nil {
+				refused = map[string]error{}
+			}
+			refused[r.ResourceName()] = fmt.Errorf("%s %q: %w", kind, r.ResourceName(), err)
 		}
 	}
 	t.mu.Lock()
 	for _, r := range added {
-		t.answer(ref{kind, r.ResourceName()}, r)
+		if err := refused[r.ResourceName()]; err != nil {
+			t.refuse(ref{kind, r.ResourceName()}, err)
+		} else {
+			t.answer(ref{kind, r.ResourceName()}, r)
+		}
 	}
 	for _, name := range removed {
 		t.answer(ref{kind, name}, nil)
@@ -30,20 +37,40 @@ func (t *Table) Update(kind plan.Kind, added []plan.Resource, removed []string) 
 	for _, f := range called {
 		f()
 	}
-	return nil
+	return refused
 }
 
-// answer notes what the control plane says of a ref.
-func (t *Table) answer(r ref, res plan.Resource) {
+// Refuse notes that an answer of the control plane cannot be obeyed, and why. What was in force stays.
+func (t *Table) Refuse(kind plan.Kind, name string, why error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refuse(ref{kind, name}, why)
+}
+
+func (t *Table) refuse(r ref, why error) {
+	if e := t.answered(r, true); e != nil {
+		e.refused = why
+	}
+}
+
+// answered is the entry of what the control plane speaks of, and says to exist or not; nil: it is not asked for any more.
+func (t *Table) answered(r ref, exists bool) *entry {
 	e := t.entries[r]
-	if e == nil {
-		if r.kind != plan.KindListener || t.watch == nil || res == nil {
-			return // not asked for any more
-		}
+	if e == nil && r.kind == plan.KindListener && t.watch != nil && exists {
 		e = &entry{ref: r, root: true}
 		t.entries[r] = e
 		t.roots++
 	}
+	return e
+}
+
+// answer notes what the control plane says of a ref.
+func (t *Table) answer(r ref, res plan.Resource) {
+	e := t.answered(r, res != nil)
+	if e == nil {
+		return
+	}
+	e.refused = nil
 	t.loose = t.loose || e.fresh && len(e.nextRefs) > 0 // what was on its way is not to come into force
 	e.next, e.nextRefs, e.fresh, e.updated = res, refs(res), true, t.cfg.Now()
 	t.fresh[e] = struct{}{}

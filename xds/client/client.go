@@ -17,8 +17,12 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -69,8 +73,9 @@ type Resource struct {
 // Handler receives what the server sends.
 type Handler interface {
 	// Update hands over one response: resources that appeared or changed, and names that do not exist, whether they
-	// vanished or never were. Both are empty when the server says that a wildcard has no resources. An error refuses
-	// the whole response, goes to the server as the reason, and must leave the handler in its last good state.
+	// vanished or never were. Both are empty when the server says that a wildcard has no resources. An error goes to
+	// the server as the reason. One of type [Refused] refuses the resources that it names, and all else in the response
+	// counts; any other refuses the whole response. What is refused must leave the handler in its last good state.
 	//
 	// All bodies share the bytes of the response: a handler that keeps one keeps them all, and so copies it instead.
 	// Update may still name a resource that another goroutine is unsubscribing from at this moment.
@@ -79,6 +84,25 @@ type Handler interface {
 	// Connected tells that the server has begun (true) or ceased (false) to serve this client. Resources stay as
 	// they are while there is no connection.
 	Connected(ok bool)
+}
+
+// Refused is an error of [Handler.Update]: why resources cannot be obeyed, by their names. The server does not send them
+// again before they change; were the whole response refused, the others in it would wait for that, too.
+type Refused map[string]error
+
+// refusedTold is how many of the resources that are refused at once an error tells of, which goes to the server.
+const refusedTold = 3
+
+// Error tells the first of them, by name.
+func (r Refused) Error() string {
+	var told []string
+	for _, name := range slices.Sorted(maps.Keys(r)) {
+		if len(told) == refusedTold {
+			return fmt.Sprintf("%s; and %d more", strings.Join(told, "; "), len(r)-refusedTold)
+		}
+		told = append(told, r[name].Error())
+	}
+	return strings.Join(told, "; ")
 }
 
 // Locality is where a node runs.

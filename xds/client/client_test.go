@@ -165,7 +165,7 @@ type near struct {
 	update func(typeURL string, added []Resource) error // if set, may refuse
 }
 
-func (n *near) Update(typeURL string, added []Resource, removed []string) error {
+func (n *near) Update(typeURL string, added []Resource, removed []string) (refusal error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	event := typeURL[len(typeURL)-1:]
@@ -179,12 +179,13 @@ func (n *near) Update(typeURL string, added []Resource, removed []string) error 
 		event += " -" + name
 	}
 	if n.update != nil {
-		if err := n.update(typeURL, added); err != nil {
-			return err
-		}
+		refusal = n.update(typeURL, added)
+	}
+	if _, some := errors.AsType[Refused](refusal); refusal != nil && !some {
+		return refusal
 	}
 	n.events = append(n.events, event)
-	return nil
+	return refusal
 }
 
 func (n *near) Connected(ok bool) {
@@ -310,6 +311,33 @@ func TestAcceptAndRefuse(t *testing.T) {
 		pass(time.Second) // until the next stream
 		f.stream().expect(&ask{
 			TypeUrl: typeA, ResourceNamesSubscribe: []string{"x", "y"}, InitialResourceVersions: map[string]string{"x": "1"},
+		})
+	})
+}
+
+// TestRefuseSome: of a response in which some resources are refused the client holds the others.
+func TestRefuseSome(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, c *Client, f *far, n *near) {
+		subscribe(t, c, typeA, "u", "v", "x", "y", "z")
+		s := f.stream()
+		s.expect(&ask{TypeUrl: typeA, ResourceNamesSubscribe: []string{"u", "v", "x", "y", "z"}})
+		s.reply(typeA, "1", []string{"x=1", "y=1", "z=1"})
+		n.expect(t, "connected true", "A +x=1 +y=1 +z=1")
+		s.expect(&ask{TypeUrl: typeA, ResponseNonce: "1"})
+
+		n.update = func(string, []Resource) error {
+			return Refused{"x": errors.New("x has no port"), "u": errors.New("u is odd"), "v": errors.New("v is odd"), "w": errors.New("w is odd")}
+		}
+		s.reply(typeA, "2", []string{"u=2", "v=2", "x=2", "y=2"}, "z")
+		n.expect(t, "A +u=2 +v=2 +x=2 +y=2 -z")
+		s.expect(&ask{TypeUrl: typeA, ResponseNonce: "2", ErrorDetail: refusal("u is odd; v is odd; w is odd; and 1 more")})
+		n.update = nil
+
+		s.end(io.EOF)
+		n.expect(t, "connected false")
+		pass(time.Second) // until the next stream
+		f.stream().expect(&ask{
+			TypeUrl: typeA, ResourceNamesSubscribe: []string{"u", "v", "x", "y", "z"}, InitialResourceVersions: map[string]string{"x": "1", "y": "2"},
 		})
 	})
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -122,8 +123,8 @@ func (s *session) take(message []byte) error {
 	if refusal == nil {
 		if d := c.subscriptions.wanted(response); d != nil {
 			refusal = c.config.Handler.Update(response.typeURL, d.added, d.removed)
-			if refusal == nil {
-				c.subscriptions.hold(response.typeURL, d)
+			if refused, some := errors.AsType[Refused](refusal); refusal == nil || some {
+				c.subscriptions.hold(response.typeURL, d, refused)
 			}
 		}
 	}

@@ -295,12 +295,13 @@ func (s *subscriptions) wanted(r *response) *delivery {
 }
 
 // hold remembers the versions of what was accepted.
-func (s *subscriptions) hold(typeURL string, d *delivery) {
+func (s *subscriptions) hold(typeURL string, d *delivery, refused Refused) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	in := s.types[typeURL]
 	for i, resource := range d.added {
 		switch {
+		case refused[resource.Name] != nil:
 		case d.wants[i] != nil:
 			d.wants[i].version = resource.Version
 		case in.wildcard():
