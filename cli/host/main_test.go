@@ -76,7 +76,11 @@ func lateen(command string, args []string) error {
 	case "fetch":
 		return fetchInside(ctx, args)
 	case "check":
-		return netns.Check(netns.Isolation{User: os.Geteuid() != 0, PID: true})
+		err := netns.Check(netns.Isolation{User: os.Geteuid() != 0, PID: true})
+		if netns.Denied(err) {
+			_, err = fmt.Println(err)
+		}
+		return err
 	case "clean":
 		_, err := host.Clean(ctx, host.Dir(args[0]))
 		return err

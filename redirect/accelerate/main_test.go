@@ -3,6 +3,7 @@ package accelerate
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -62,8 +63,10 @@ func attach(t testing.TB) *Accelerator {
 		t.Skip("needs root: BPF programs are attached to a control group")
 	}
 	a, err := New(testConfig())
-	if err != nil {
+	if err != nil && (errors.Is(err, unix.EPERM) || !rightKernel(t)) {
 		t.Skip("this kernel has no room for an accelerator: ", err)
+	} else if err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := a.Close(); err != nil {
@@ -72,6 +75,20 @@ func attach(t testing.TB) *Accelerator {
 	})
 	admit(t, a)
 	return a
+}
+
+// rightKernel reports whether this is a Linux on which an accelerator is known to work, 6.18 or newer.
+func rightKernel(t testing.TB) bool {
+	t.Helper()
+	var uname unix.Utsname
+	if err := unix.Uname(&uname); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uname.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	return major > 6 || major == 6 && minor >= 18
 }
 
 func admit(t testing.TB, a *Accelerator) {

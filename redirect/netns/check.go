@@ -35,13 +35,8 @@ func explain(err error, isolation Isolation, root bool, read func(name string) s
 func advise(err error, isolation Isolation, root bool, read func(name string) string) string {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EUSERS):
-		for _, name := range []string{
-			"user.max_user_namespaces", "user.max_net_namespaces",
-			"user.max_mnt_namespaces", "user.max_pid_namespaces",
-		} {
-			if read(name) == "0" {
-				return fmt.Sprintf("the kernel's limit %s is 0: as root, sysctl -w %s=10000", name, name)
-			}
+		if name := zeroLimit(read); name != "" {
+			return fmt.Sprintf("the kernel's limit %s is 0: as root, sysctl -w %s=10000", name, name)
 		}
 		return "a limit on namespaces is reached: raise user.max_user_namespaces and user.max_net_namespaces " +
 			"with sysctl -w, or end what holds namespaces (lsns lists it)"
@@ -67,6 +62,31 @@ func advise(err error, isolation Isolation, root bool, read func(name string) st
 		return "a container's seccomp filter or a security module forbids it: run outside the container, or with " +
 			"--privileged"
 	}
+}
+
+// zeroLimit is the setting by which the kernel makes no namespaces at all; empty: there is none.
+func zeroLimit(read func(name string) string) string {
+	for _, name := range []string{
+		"user.max_user_namespaces", "user.max_net_namespaces", "user.max_mnt_namespaces", "user.max_pid_namespaces",
+	} {
+		if read(name) == "0" {
+			return name
+		}
+	}
+	return ""
+}
+
+// Denied tells of an error of Check whether it is this machine's verdict, which stands until somebody changes its
+// settings. Any other may be over soon, or be a fault of ours.
+func Denied(err error) bool { return denied(err, readSetting) }
+
+func denied(err error, read func(name string) string) bool {
+	for _, verdict := range []error{syscall.EPERM, syscall.EACCES, syscall.EINVAL} {
+		if errors.Is(err, verdict) {
+			return true
+		}
+	}
+	return (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EUSERS)) && zeroLimit(read) != ""
 }
 
 // readSetting returns the value of a sysctl, or "" if it cannot be read.

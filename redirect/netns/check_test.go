@@ -69,6 +69,37 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// TestDenied: only what this machine does not give counts as its verdict.
+func TestDenied(t *testing.T) {
+	for _, test := range []struct {
+		err   error
+		limit string
+		want  bool
+	}{
+		{syscall.EPERM, "9", true},
+		{syscall.EACCES, "9", true},
+		{syscall.EINVAL, "9", true},
+		{syscall.ENOSPC, "0", true},
+		{syscall.ENOSPC, "9", false},
+		{syscall.EUSERS, "", false},
+		{syscall.EAGAIN, "0", false},
+		{syscall.ENOMEM, "9", false},
+		{syscall.ETXTBSY, "9", false},
+		{nil, "0", false},
+	} {
+		err := test.err
+		if err != nil {
+			err = explain(err, Isolation{}, true, readSetting)
+		}
+		if got := denied(err, func(string) string { return test.limit }); got != test.want {
+			t.Errorf("%v, limit %q: %t", test.err, test.limit, got)
+		}
+	}
+	if Denied(nil) {
+		t.Error("no error is a verdict")
+	}
+}
+
 func TestReadSetting(t *testing.T) {
 	if got := readSetting("kernel.ostype"); got != "Linux" {
 		t.Errorf("kernel.ostype is %q", got)

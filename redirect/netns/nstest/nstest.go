@@ -21,10 +21,11 @@ import (
 const (
 	insideVariable = "LATEEN_NSTEST_INSIDE" // Set in the copy of the test binary that runs inside.
 	roleVariable   = "LATEEN_NSTEST_ROLE"   // Set in processes that Start starts.
+	deniedVariable = "LATEEN_NSTEST_DENIED" // Why this machine gives no namespaces, where it does not.
 )
 
-// Main runs the tests of m inside fresh namespaces and does not return. Where no namespaces can be made it runs them
-// outside, and those that call Need are skipped. A process that Start started runs its role instead.
+// Main runs the tests of m inside fresh namespaces and does not return. Where the machine gives no namespaces it runs
+// them outside, and those that call Need are skipped; another fault fails all of them. A process that Start started runs its role instead.
 func Main(m *testing.M, roles map[string]func() error) {
 	if name := os.Getenv(roleVariable); name != "" {
 		os.Exit(play(name, roles[name]))
@@ -36,10 +37,19 @@ func Main(m *testing.M, roles map[string]func() error) {
 		}
 		os.Exit(m.Run())
 	}
-	if netns.Check(netns.Isolation{User: true}) != nil {
-		os.Exit(m.Run())
+	err := netns.Check(netns.Isolation{User: true})
+	if err == nil {
+		os.Exit(enter())
 	}
-	os.Exit(enter())
+	if !netns.Denied(err) {
+		fmt.Fprintln(os.Stderr, "run the tests inside namespaces:", err)
+		os.Exit(1)
+	}
+	if err := os.Setenv(deniedVariable, err.Error()); err != nil {
+		fmt.Fprintln(os.Stderr, "run the tests outside namespaces:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
 }
 
 // play runs a role and returns the exit code.
@@ -75,7 +85,7 @@ func enter() int {
 func Need(t testing.TB) {
 	t.Helper()
 	if os.Getenv(insideVariable) == "" {
-		t.Skip("needs network namespaces: ", netns.Check(netns.Isolation{User: true}))
+		t.Skip("needs network namespaces: ", os.Getenv(deniedVariable))
 	}
 }
 
