@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
+	"github.com/lateen-mesh/lateen/cli/redact"
 	"github.com/lateen-mesh/lateen/deploy"
 )
 
@@ -83,14 +84,14 @@ type gathering struct {
 	*look
 	zip    *gzip.Writer
 	tar    *tar.Writer
-	secret *secretive
+	secret *redact.Redactor
 	size   int
 	files  int
 	missed []string // what could not be gathered
 }
 
 func newGathering(w *world, out io.Writer) *gathering {
-	g := &gathering{look: w.look(), zip: gzip.NewWriter(out), secret: newSecretive()}
+	g := &gathering{look: w.look(), zip: gzip.NewWriter(out), secret: redact.New()}
 	g.tar = tar.NewWriter(g.zip)
 	return g
 }
@@ -102,7 +103,7 @@ func (g *gathering) add(name string, text []byte) error {
 	if len(text) > reportFileMax {
 		text = append(slices.Clone(text[:reportFileMax]), "\n[cut]\n"...)
 	}
-	text = g.secret.hide(text)
+	text = g.secret.Hide(text)
 	if g.size += len(text); g.size > reportMax {
 		return errFull
 	}
