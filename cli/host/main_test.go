@@ -78,7 +78,7 @@ func lateen(command string, args []string) error {
 	case "check":
 		err := netns.Check(netns.Isolation{User: os.Geteuid() != 0, PID: true})
 		if netns.Denied(err) {
-			_, err = fmt.Println(err)
+			_, err = fmt.Fprintln(os.Stdout, err)
 		}
 		return err
 	case "clean":
