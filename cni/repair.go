@@ -43,7 +43,8 @@ func (r *result) network() string {
 }
 
 // repair sets the rules of pods that started while the plugin was not there. Their container lateen-validation fails
-// until then, so that they have not run; when the kubelet starts it again it passes.
+// until then, so that they have not run; when the kubelet starts it again it passes. Pods that run by the rules of an
+// earlier version get those of this one; their open connections stay.
 func (i *Installer) repair(watcher *fsnotify.Watcher) error {
 	if err := watcher.Add(i.config.Results); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -113,7 +114,7 @@ func (i *Installer) repairPod(path string) (done bool, err error) {
 		if check(config) == nil {
 			return nil
 		}
-		i.config.Log.Info("a pod had started without the plugin: its rules are set now", "netns", network)
+		i.config.Log.Info("the rules of a pod were not there, or those of another version: they are set now", "netns", network)
 		return Init(config)
 	})
 	return err == nil, err

@@ -141,10 +141,10 @@ func TestVerifyNotices(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.ReplaceRule(&nftables.Rule{
-				Table: table, Chain: chain(c, chainPrerouting), Handle: rule[1].Handle,
+				Table: table, Chain: chain(c, chainPrerouting), Handle: rule[0].Handle,
 				Exprs: encodeRule(Rule{Protocol: "tcp", ToPort: 15009}),
 			})
-		}, `chain "prerouting", rule 2 is not "tcp dport 15008 return`},
+		}, `chain "prerouting", rule 1 is not "tcp dport 15008 return`},
 		{"another hook", func(c *nftables.Conn) {
 			c.DelChain(chain(c, chainTrack))
 			c.AddChain(&nftables.Chain{Name: chainTrack, Table: table})

@@ -2,10 +2,12 @@ package redirect
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lateen-mesh/lateen/redirect/netns"
@@ -275,8 +277,9 @@ func TestCaptureConfig(t *testing.T) {
 	}
 }
 
-// TestOpenConnections shows that connections outlive changes of the rules: one that was open before the first rules
-// is not captured midway, one that is captured stays so when the rules are applied again.
+// TestOpenConnections shows that connections outlive changes of the rules: one of the workload's that was open before
+// the first rules is not captured midway, and what was made under rules stays when others are applied. One that came in
+// before the rules is cut: it cannot be told from a forged one (TestForgedSegments).
 func TestOpenConnections(t *testing.T) {
 	a, b := pair(t)
 	a.serve(t, "outbound", ":15001")
@@ -289,8 +292,8 @@ func TestOpenConnections(t *testing.T) {
 		reader *bufio.Reader
 	}
 	var all []open
-	connect := func(name string, from workload, to, want string) {
-		conn, err := from.dial(caller{}, "tcp", to)
+	connect := func(name string, from workload, as caller, to, want string) open {
+		conn, err := from.dial(as, "tcp", to)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -299,8 +302,9 @@ func TestOpenConnections(t *testing.T) {
 		if line, err := o.reader.ReadString('\n'); err != nil || strings.TrimSpace(line) != want {
 			t.Fatalf("%s is answered %q (%v), want %q", name, line, err, want)
 		}
-		all = append(all, o)
+		return o
 	}
+	keep := func(o open) { all = append(all, o) }
 	echo := func(when string) {
 		for _, o := range all {
 			if err := o.write(when + "\n"); err != nil {
@@ -310,12 +314,20 @@ func TestOpenConnections(t *testing.T) {
 			}
 		}
 	}
-	connect("an older outbound connection", a, "10.77.0.3:80", "real 10.77.0.3:80 from 10.77.0.2")
-	connect("an older inbound connection", b, "[fd77::2]:80", "app [fd77::2]:80 from fd77::3")
+	keep(connect("an older outbound connection", a, caller{}, "10.77.0.3:80", "real 10.77.0.3:80 from 10.77.0.2"))
+	cut := connect("an older inbound connection", b, caller{}, "[fd77::2]:80", "app [fd77::2]:80 from fd77::3")
 	a.apply(t, Config{})
 	echo("after the first rules")
-	connect("a captured outbound connection", a, "10.77.0.3:80", "outbound 10.77.0.3:80 from 10.77.0.2")
-	connect("a captured inbound connection", b, "[fd77::2]:80", "inbound [fd77::2]:80 from fd77::3")
+	if err := cut.write("after the first rules\n"); err != nil {
+		t.Error(err)
+	} else if line, err := cut.reader.ReadString('\n'); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%s is answered %q (%v), want a reset", cut.name, line, err)
+	}
+	keep(connect("a captured outbound connection", a, caller{}, "10.77.0.3:80", "outbound 10.77.0.3:80 from 10.77.0.2"))
+	keep(connect("a captured inbound connection", b, caller{}, "[fd77::2]:80", "inbound [fd77::2]:80 from fd77::3"))
+	keep(connect("the proxy's own connection", a, caller{mark: ProxyMark}, "10.77.0.3:80", "real 10.77.0.3:80 from 10.77.0.2"))
 	a.apply(t, Config{ExcludeOutboundPorts: []uint16{80}, NoInbound: true})
 	echo("after other rules")
+	a.apply(t, Config{})
+	echo("after the first rules again")
 }

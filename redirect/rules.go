@@ -33,8 +33,12 @@ const (
 // DNS answers must come from the address that queries were redirected to: a listener on 15053 binds 127.0.0.1 and
 // ::1, not the wildcard address.
 //
-// A connection that was open before the rules came is left alone, so that they can be applied under a running
-// workload.
+// A connection out that was open before the rules came is left alone, a connection in is not: set the rules before the
+// workload serves. An exemption of packets in the middle of a connection would let anybody in who can send one: the
+// kernel's connection tracking takes it for the first of an open connection (nf_conntrack_tcp_loose), does not ask the
+// rules about that connection again, and lets the SYN that follows go past them. Nor can the rules tell such a packet
+// from one of an older connection; only a workload's own may be believed, as who sends raw packets from within has
+// stepped around its proxy already (see Proxy). Captured connections that are open stay so when rules are applied again.
 func Rules(config Config) (Ruleset, error) {
 	if err := config.validate(); err != nil {
 		return Ruleset{}, fmt.Errorf("make capture rules: %w", err)
@@ -56,8 +60,8 @@ func Rules(config Config) (Ruleset, error) {
 	return Ruleset{Chains: chains}, nil
 }
 
-// midway keeps connections that are older than the rules: the kernel's connection tracking takes the next packet of
-// one for a first packet.
+// midway keeps the workload's own connections that are older than the rules: the kernel's connection tracking takes the
+// next packet of one for a first packet. It must never judge what comes from outside (see Rules).
 func midway() Rule {
 	return Rule{Protocol: "tcp", Midway: true, Why: "open before the rules came"}
 }
@@ -103,7 +107,7 @@ func preroutingChain(c Config) Chain {
 	for _, name := range c.ExcludeInterfaces {
 		chain.Rules = append(chain.Rules, Rule{In: name, Why: "excluded interface"})
 	}
-	chain.Rules = append(chain.Rules, midway(), Rule{Protocol: "tcp", ToPort: TunnelPort, Why: "HBONE"})
+	chain.Rules = append(chain.Rules, Rule{Protocol: "tcp", ToPort: TunnelPort, Why: "HBONE"})
 	capture := Rule{Protocol: "tcp", Action: Redirect, Port: c.InboundPort}
 	if len(c.IncludeInboundPorts) > 0 {
 		for _, port := range c.IncludeInboundPorts {
