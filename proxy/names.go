@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -21,13 +22,16 @@ import (
 // nameWait is how long a DNS question waits for the control plane.
 const nameWait = 3 * time.Second
 
-// openDNS opens the sidecar's name server.
+// openDNS opens the sidecar's name server, over IPv4 alone where the kernel has no IPv6 or it is turned off.
 func (p *Proxy) openDNS(run func(string, func(context.Context) error)) error {
 	s := dns.New(dns.Config{Lookup: p.lookup, Upstreams: p.nameServers(), Dial: p.dialer().DialContext, Zone: "cluster.local", Logger: p.cfg.Logger})
 	// Loopback addresses, not wildcards: an answer must leave from the address that the question was sent to.
 	for _, ip := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		addr := netip.AddrPortFrom(ip, PortDNS)
 		udp, err := net.ListenPacket("udp", addr.String())
+		if ip.Is6() && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)) {
+			continue
+		}
 		if err != nil {
 			return listenError(addr, err)
 		}
