@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/lateen-mesh/lateen/redirect"
@@ -65,13 +66,14 @@ func Init(config redirect.Config) error {
 
 // Validate takes the place of the proxy for a moment, connects to somewhere that must be captured, and looks whether
 // it has itself at the other end. Reading the rules would take a privilege. The caller must not be the proxy's user. A
-// configuration that captures nothing that can be tried is valid.
+// configuration that captures nothing that can be tried is valid. An address that the pod has no route to says nothing,
+// as the kernel asks the rules behind the routes: the next is tried, so that each pod finds one of its family.
 func Validate(ctx context.Context, config redirect.Config) error {
 	if _, err := redirect.Rules(config); err != nil {
 		return err
 	}
-	to, ok := target(config)
-	if !ok {
+	list := targets(config)
+	if len(list) == 0 {
 		return nil
 	}
 	port := config.OutboundPort
@@ -99,13 +101,24 @@ func Validate(ctx context.Context, config redirect.Config) error {
 		_ = l.Close()
 		<-served
 	}()
-	return connect(ctx, to, secret)
+	ctx, cancel := context.WithTimeout(ctx, validateTimeout)
+	defer cancel()
+	for _, to := range list {
+		if err = connect(ctx, to, secret); !unreachable(err) {
+			return err
+		}
+	}
+	return err
+}
+
+// unreachable reports whether the kernel has refused an address by itself, without asking the rules.
+func unreachable(err error) bool {
+	return slices.ContainsFunc([]error{syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.EADDRNOTAVAIL, syscall.EAFNOSUPPORT},
+		func(no error) bool { return errors.Is(err, no) })
 }
 
 // connect expects the secret from the other end.
 func connect(ctx context.Context, to netip.AddrPort, secret []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, validateTimeout)
-	defer cancel()
 	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
 	if err != nil {
 		return fmt.Errorf("%w (tried %s: %w)", ErrNotCaptured, to, err)
@@ -119,34 +132,44 @@ func connect(ctx context.Context, to netip.AddrPort, secret []byte) error {
 	return nil
 }
 
-// target is an address that the rules capture, at which nobody is: of those for documentation (RFC 5737), or of the
-// ranges that alone are captured. Not ok if there is none.
-func target(c redirect.Config) (netip.AddrPort, bool) {
+// targets are addresses that the rules capture, at which nobody is: of those for documentation (RFC 5737, RFC 3849), and
+// the first of each range of those that alone are captured. None if there is nothing that could be tried.
+func targets(c redirect.Config) (list []netip.AddrPort) {
 	port := uint16(80)
 	for slices.Contains(c.ExcludeOutboundPorts, port) {
 		port++
 	}
-	ranges := c.IncludeOutboundRanges
-	if len(ranges) == 0 {
-		for _, text := range []string{"192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"} {
-			ranges = append(ranges, netip.MustParsePrefix(text))
-		}
-	}
 	if c.NoOutbound {
 		free := slices.IndexFunc(c.IncludeOutboundPorts, func(p uint16) bool { return !slices.Contains(c.ExcludeOutboundPorts, p) })
 		if free < 0 {
-			return netip.AddrPort{}, false
+			return nil
 		}
 		port = c.IncludeOutboundPorts[free]
 	}
-	for _, r := range ranges {
+	var candidates []netip.Addr
+	for _, text := range []string{"192.0.2.1", "198.51.100.1", "203.0.113.1", "2001:db8::1"} {
+		candidates = append(candidates, netip.MustParseAddr(text))
+	}
+	for _, r := range c.IncludeOutboundRanges {
 		a := r.Masked().Addr().Next()
 		if !r.Contains(a) {
 			a = r.Addr()
 		}
-		if !a.IsLoopback() && !slices.ContainsFunc(c.ExcludeOutboundRanges, func(x netip.Prefix) bool { return x.Contains(a) }) {
-			return netip.AddrPortFrom(a, port), true
+		candidates = append(candidates, a)
+	}
+	within := func(ranges []netip.Prefix, a netip.Addr) bool {
+		return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+	}
+	for _, a := range candidates {
+		captured := len(c.IncludeOutboundRanges) == 0 || within(c.IncludeOutboundRanges, a)
+		if captured && !within(c.ExcludeOutboundRanges, a) && anybodys(a) {
+			list = append(list, netip.AddrPortFrom(a, port))
 		}
 	}
-	return netip.AddrPort{}, false
+	return list
+}
+
+// anybodys reports whether an address can be another host's, and connected to as it is.
+func anybodys(a netip.Addr) bool {
+	return !a.IsLoopback() && !a.IsMulticast() && (a.Is4() || !a.IsLinkLocalUnicast())
 }
