@@ -97,6 +97,9 @@ func (c *Config) Validate() error {
 	if _, err := logLevel(c.LogLevel); err != nil {
 		faults = append(faults, fmt.Errorf("logLevel: %w", err))
 	}
+	if err := hostPort(c.DiscoveryAddress); err != nil {
+		faults = append(faults, fmt.Errorf("discoveryAddress: %w", err))
+	}
 	for _, list := range [][]meta.LabelSelector{c.NeverInjectSelector, c.AlwaysInjectSelector} {
 		if _, err := compileSelectors(list); err != nil {
 			faults = append(faults, err)

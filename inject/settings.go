@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 	meshconfig "istio.io/api/mesh/v1alpha1"
@@ -38,8 +40,12 @@ const (
 	prefixSidecar = "sidecar.istio.io/"
 )
 
-// metadataDNS is the key of ProxyConfig's proxyMetadata, and variable of the proxy, that has DNS captured.
-const metadataDNS = "ISTIO_META_DNS_CAPTURE"
+// Keys of ProxyConfig's proxyMetadata, which become variables of the proxy.
+const (
+	metadataDNS       = "ISTIO_META_DNS_CAPTURE" // "true" has DNS captured
+	metadataAuthority = "CA_ADDR"                // where certificates come from, unless from the control plane
+	metadataLifetime  = "SECRET_TTL"             // the certificates'
+)
 
 // settings are what the Config, the pod's annotations and its ProxyConfig come to, the later before the earlier.
 type settings struct {
@@ -134,6 +140,10 @@ func (j *job) readSettings() (settings, error) {
 		}
 	}
 	s.mergeMetrics = s.mergeMetrics && j.pod.Annotations[annotationScrape] != "false"
+	if port := j.pod.Annotations[annotationScrapePort]; s.mergeMetrics && port != "" && !isPort(port) {
+		j.warn("annotation %s: %q is not the number of a port: the application's metrics are not handed out with the proxy's, and its annotations stay as they are", annotationScrapePort, port)
+		s.mergeMetrics = false
+	}
 	base := c.Capture
 	base.NoDNS = base.NoDNS || !c.DNSCapture
 	if v, ok := s.proxy.ProxyMetadata[metadataDNS]; ok {
@@ -164,6 +174,9 @@ func (j *job) readProxyConfig(s *settings) error {
 	for _, f := range faults {
 		errs = append(errs, fmt.Errorf("annotation %s: %s", annotationConfig, strings.TrimPrefix(f.Path+": "+f.Message, ": ")))
 	}
+	if len(errs) == 0 {
+		errs = proxyFaults(config)
+	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
@@ -183,6 +196,39 @@ func (j *job) readProxyConfig(s *settings) error {
 		return fmt.Errorf("annotation %s: %w", annotationConfig, err)
 	}
 	return nil
+}
+
+// proxyFaults are those by which the proxy would not start.
+func proxyFaults(c *meshconfig.ProxyConfig) (faults []error) {
+	fault := func(field string, err error) {
+		if err != nil {
+			faults = append(faults, fmt.Errorf("annotation %s: %s: %w", annotationConfig, field, err))
+		}
+	}
+	fault("discoveryAddress", hostPort(c.DiscoveryAddress))
+	fault("proxyMetadata."+metadataAuthority, hostPort(c.ProxyMetadata[metadataAuthority]))
+	if text := c.ProxyMetadata[metadataLifetime]; text != "" {
+		if d, err := time.ParseDuration(text); err != nil || d <= 0 {
+			fault("proxyMetadata."+metadataLifetime, fmt.Errorf("%q is not a lifetime such as 24h", text))
+		}
+	}
+	return faults
+}
+
+// hostPort judges an address of a server; an empty one is left to the default.
+func hostPort(address string) error {
+	if address == "" {
+		return nil
+	}
+	if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" {
+		return fmt.Errorf("%q is not an address with a port, host:port", address)
+	}
+	return nil
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
 }
 
 // resourceNotes drops the resources of the Config as soon as one annotation names any, as in Istio.
@@ -232,7 +278,7 @@ func (s *settings) setImage(value string) error {
 
 func (s *settings) setDiscovery(value string) error {
 	s.proxy.DiscoveryAddress = cmp.Or(value, s.proxy.DiscoveryAddress)
-	return nil
+	return hostPort(value)
 }
 
 func (s *settings) setLogLevel(value string) (err error) {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -45,7 +46,8 @@ const podFileMax = 1 << 20
 // pod is where the configuration of a proxy in Kubernetes comes from.
 type pod struct {
 	env  func(string) string
-	root string // of the file system, for tests
+	root string       // of the file system, for tests
+	log  *slog.Logger // hears of what the proxy can do without
 }
 
 // proxyConfig is what we obey of Istio's ProxyConfig (PROXY_CONFIG). Unknown fields are somebody else's.
@@ -179,12 +181,16 @@ func (p pod) ports(cfg *proxy.Config) error {
 	return nil
 }
 
+// application reads what is asked of the application. A pod is not to be without its proxy for want of metrics.
 func (p pod) application(cfg *proxy.Config) (err error) {
 	if cfg.App.Probes, err = probe.ReadProbes(p.env("ISTIO_KUBE_APP_PROBERS")); err != nil {
 		return err
 	}
-	cfg.App.Scrape, err = probe.ReadScrape(p.env("ISTIO_PROMETHEUS_ANNOTATIONS"))
-	return err
+	if cfg.App.Scrape, err = probe.ReadScrape(p.env("ISTIO_PROMETHEUS_ANNOTATIONS")); err != nil {
+		p.log.Warn("the application's metrics are not handed out with the proxy's; correct the pod's annotations prometheus.io/...", "cause", err)
+		cfg.App.Scrape = probe.Scrape{}
+	}
+	return nil
 }
 
 // lifetime is that of certificates (Istio's SECRET_TTL).

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -40,7 +41,7 @@ func newPod(t *testing.T) (pod, map[string]string) {
 		"ISTIO_KUBE_APP_PROBERS":       `{"/app-health/a/livez":{"tcpSocket":{"port":80}}}`,
 		"ISTIO_PROMETHEUS_ANNOTATIONS": `{"scrape":"true","port":"9090"}`,
 	}
-	return pod{env: func(k string) string { return env[k] }, root: root}, env
+	return pod{env: func(k string) string { return env[k] }, root: root, log: slog.New(slog.DiscardHandler)}, env
 }
 
 // TestPod: everything that injection puts into a pod is understood.
@@ -94,7 +95,7 @@ func TestPodEnd(t *testing.T) {
 func TestPodFaults(t *testing.T) {
 	for key, want := range map[string]string{
 		"INSTANCE_IPS": "INSTANCE_IPS", "PROXY_CONFIG": "PROXY_CONFIG", "ISTIO_META_POD_PORTS": "ISTIO_META_POD_PORTS",
-		"ISTIO_KUBE_APP_PROBERS": "application's probes", "ISTIO_PROMETHEUS_ANNOTATIONS": "application's metrics", "SECRET_TTL": "SECRET_TTL", "CA_ADDR": "CA_ADDR",
+		"ISTIO_KUBE_APP_PROBERS": "application's probes", "SECRET_TTL": "SECRET_TTL", "CA_ADDR": "CA_ADDR",
 	} {
 		p, env := newPod(t)
 		env[key] = "[x"
@@ -113,6 +114,20 @@ func TestPodFaults(t *testing.T) {
 	}
 	if err := validRole("waypoint"); err == nil {
 		t.Error("a role that we do not have")
+	}
+}
+
+// TestPodMetrics: that the application's metrics cannot be found is told, and costs nothing else.
+func TestPodMetrics(t *testing.T) {
+	for _, text := range []string{"[x", `{"scrape":"true","port":"metrics"}`, `{"scrape":"true","port":"8080,9090"}`} {
+		p, env := newPod(t)
+		var log strings.Builder
+		p.log = slog.New(slog.NewTextHandler(&log, nil))
+		env["ISTIO_PROMETHEUS_ANNOTATIONS"] = text
+		got, err := p.config(proxy.RoleSidecar)
+		if err != nil || got.App.Scrape != (probe.Scrape{}) || !strings.Contains(log.String(), "application's metrics") {
+			t.Errorf("%s: %v, %+v, log %q", text, err, got.App.Scrape, log.String())
+		}
 	}
 }
 

@@ -67,7 +67,7 @@ func exit(err error, logger *slog.Logger) {
 
 // run obeys until ctx ends.
 func run(ctx context.Context, path, role string, logger *slog.Logger) error {
-	cfg, err := configure(path, role)
+	cfg, err := configure(path, role, logger)
 	if err != nil {
 		return err
 	}
@@ -80,14 +80,14 @@ func run(ctx context.Context, path, role string, logger *slog.Logger) error {
 	return p.Run(ctx)
 }
 
-func configure(path, role string) (proxy.Config, error) {
+func configure(path, role string, logger *slog.Logger) (proxy.Config, error) {
 	if role == "" {
 		return read(path, os.Stdin)
 	}
 	if err := validRole(role); err != nil {
 		return proxy.Config{}, err
 	}
-	return pod{env: os.Getenv, root: "/"}.config(role)
+	return pod{env: os.Getenv, root: "/", log: logger}.config(role)
 }
 
 // read reads the configuration.
