@@ -91,7 +91,7 @@ func named(apiVersion, written string) string {
 type decoder struct {
 	reader
 	kinds   map[string]kind
-	doc     document
+	doc     Document
 	objects []*Object
 }
 
@@ -107,12 +107,12 @@ func Decode(file string, data []byte) Result {
 		data = bytes.ReplaceAll(data, []byte("\t"), []byte(" ")) // JSON may be indented by tabs, YAML may not
 	}
 	d.data = data
-	for _, doc := range documents(data) {
+	for _, doc := range Documents(data) {
 		if len(d.objects) >= maxObjects || len(d.faults) >= maxFaults {
-			d.fault(place{doc.line, 1}, "", "the file has more than the %d objects allowed; split it", maxObjects)
+			d.fault(place{doc.Line, 1}, "", "the file has more than the %d objects allowed; split it", maxObjects)
 			break
 		}
-		d.document(doc, data[doc.start:doc.end])
+		d.document(doc, data[doc.Start:doc.End])
 	}
 	d.twins()
 	byLine := func(a, b Fault) int { return cmp.Or(a.Line-b.Line, a.Column-b.Column) }
@@ -129,7 +129,7 @@ func DecodeStored(data []byte) Result {
 		d.fault(place{}, "", "has %d bytes, more than the %d allowed", len(data), MaxFileBytes)
 		return Result{Faults: d.faults}
 	}
-	d.document(document{end: len(data)}, data)
+	d.document(Document{End: len(data)}, data)
 	for i := range d.faults {
 		d.faults[i].Line, d.faults[i].Column = 0, 0 // a syntax error has a line of its own
 	}
@@ -151,16 +151,16 @@ func (d *decoder) twins() {
 
 var syntaxLine = regexp.MustCompile(`^line (\d+): `)
 
-func (d *decoder) document(doc document, text []byte) {
+func (d *decoder) document(doc Document, text []byte) {
 	d.doc, d.object, d.prefix, d.fixed, d.places = doc, "", "", nil, nil
-	d.offset = place{line: doc.line - 1}
+	d.offset = place{line: doc.Line - 1}
 	var root yaml.Node
 	if err := yaml.Unmarshal(text, &root); err != nil {
 		message := strings.TrimPrefix(err.Error(), "yaml: ")
-		at := place{doc.line, 1}
+		at := place{doc.Line, 1}
 		if m := syntaxLine.FindStringSubmatch(message); m != nil {
 			n, _ := strconv.Atoi(m[1])
-			at.line, message = doc.line-1+max(n, 1), message[len(m[0]):]
+			at.line, message = doc.Line-1+max(n, 1), message[len(m[0]):]
 		}
 		d.fault(at, "", "this is not YAML: %s; look at the indentation and the quotes around this line", message)
 		return
@@ -214,7 +214,7 @@ func (d *decoder) top(n *yaml.Node, inList bool) {
 	}
 	o := &Object{
 		Ref: Ref{Kind: kindName}, APIVersion: apiVersion, File: d.file, Line: d.at(n).line,
-		Start: d.doc.start, End: d.doc.end, InList: inList, places: d.places,
+		Start: d.doc.Start, End: d.doc.End, InList: inList, places: d.places,
 	}
 	before := len(d.faults)
 	d.content(o, k, n, order)

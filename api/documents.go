@@ -5,21 +5,22 @@ import (
 	"strings"
 )
 
-// document is the part of a file between two separators.
-type document struct {
-	start, end int // bytes in the file
-	line       int // of its first byte, 1-based
+// Document is the part of a file between two separators.
+type Document struct {
+	Start, End int // bytes in the file
+	Line       int // of its first byte, 1-based
 }
 
-// documents splits a file at its separators: lines that begin with "---" or "...". A separator with content behind it
+// Documents splits a file at its separators: lines that begin with "---" or "...". A separator with content behind it
 // ("--- # note", "--- {a: 1}") begins the document; a bare one belongs to none.
-func documents(data []byte) []document {
-	var out []document
-	current := document{line: 1}
+// One that holds nothing but comments is left out.
+func Documents(data []byte) []Document {
+	var out []Document
+	current := Document{Line: 1}
 	pos, line := 0, 1
 	flush := func(end int) {
-		current.end = end
-		if !blank(data[current.start:end]) {
+		current.End = end
+		if !blank(data[current.Start:end]) {
 			out = append(out, current)
 		}
 	}
@@ -32,9 +33,9 @@ func documents(data []byte) []document {
 		if separates {
 			flush(pos)
 			if rest == "" {
-				current = document{start: next, line: line + 1}
+				current = Document{Start: next, Line: line + 1}
 			} else {
-				current = document{start: pos, line: line}
+				current = Document{Start: pos, Line: line}
 			}
 		}
 		pos, line = next, line+1

@@ -40,51 +40,44 @@ func workloads() map[string][]string {
 // stays as it is to the byte; an injected document keeps its comments and is laid out anew. Injecting the result again
 // changes nothing.
 func (in *Injector) Documents(text []byte) (out []byte, verdicts []Verdict, err error) {
+	docs := api.Documents(text)
+	if len(docs) > documentsMax {
+		return nil, nil, fmt.Errorf("more than %d documents at once; split the file", documentsMax)
+	}
 	var b bytes.Buffer
-	n := 0
-	for first, doc := range split(text) {
-		if n++; n > documentsMax {
-			return nil, nil, fmt.Errorf("more than %d documents at once; split the file", documentsMax)
-		}
-		changed, list, err := in.document(doc)
+	at := 0
+	for _, doc := range docs {
+		body := text[doc.Start:doc.End]
+		changed, list, err := in.document(body)
 		if err != nil {
-			return nil, nil, fmt.Errorf("document at line %d: %w", first, err)
+			return nil, nil, fmt.Errorf("document at line %d: %w", doc.Line, err)
 		}
 		verdicts = append(verdicts, list...)
-		if changed != nil {
-			doc = changed
+		b.Write(text[at:doc.Start])
+		at = doc.End
+		if changed == nil {
+			changed = body
+		} else if bytes.HasPrefix(body, []byte(separator)) { // with the beginning of the document behind it
+			b.WriteString(separator + "\n")
 		}
-		b.Write(doc)
+		b.Write(changed)
 	}
+	b.Write(text[at:])
 	return b.Bytes(), verdicts, nil
 }
 
-// split yields the documents of a text, and lines between them, with the line that each begins at; put together they
-// are the text.
-func split(text []byte) func(yield func(int, []byte) bool) {
-	return func(yield func(int, []byte) bool) {
-		line, first, start, at := 1, 1, 0, 0
-		for l := range bytes.Lines(text) {
-			if bytes.HasPrefix(l, []byte("---")) && (len(bytes.TrimRight(l, " \r\n")) == 3) {
-				if start < at && !yield(first, text[start:at]) || !yield(line, l) {
-					return
-				}
-				start, first = at+len(l), line+1
-			}
-			at += len(l)
-			line++
-		}
-		if start < len(text) {
-			yield(first, text[start:])
-		}
-	}
-}
+// separator is what a line between two documents begins with.
+const separator = "---"
 
 // document injects what is in one document; nil: nothing changes.
 func (in *Injector) document(text []byte) ([]byte, []Verdict, error) {
-	var root yaml.Node
-	if err := yaml.Unmarshal(text, &root); err != nil {
+	var root, more yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	if err := d.Decode(&root); err != nil {
 		return nil, nil, fmt.Errorf("this is not YAML: %w", err)
+	}
+	if err := d.Decode(&more); !errors.Is(err, io.EOF) { // it would be lost
+		return nil, nil, fmt.Errorf("this is more than one document: write a line %q between them", separator)
 	}
 	if len(root.Content) == 0 || root.Content[0].Kind != yaml.MappingNode {
 		return nil, nil, nil
