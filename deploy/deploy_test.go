@@ -2,9 +2,12 @@ package deploy
 
 import (
 	"bytes"
+	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -310,5 +313,32 @@ func TestGatewayDefinitions(t *testing.T) {
 	}
 	if !bytes.Equal(text, want) {
 		t.Error("they differ; run UPDATE=1 go test ./deploy")
+	}
+}
+
+// TestInjectionValues: the schema of injection.config has all that injection is configured with, but what the chart says.
+func TestInjectionValues(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("chart", "values.schema.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type schema struct {
+		Properties map[string]schema `json:"properties"`
+	}
+	var all schema
+	if err := json.Unmarshal(text, &all); err != nil {
+		t.Fatal(err)
+	}
+	got := slices.Sorted(maps.Keys(all.Properties["injection"].Properties["config"].Properties))
+	chart := []string{"revision", "trustDomain", "clusterID", "network", "imagePullPolicy", "imagePullSecrets", "cni"} // _names.tpl
+	var want []string
+	for f := range reflect.TypeFor[inject.Config]().Fields() {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); !slices.Contains(chart, name) {
+			want = append(want, name)
+		}
+	}
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("injection.config (-fields of inject.Config +schema)\n%s", diff)
 	}
 }

@@ -36,7 +36,7 @@ func nodeChecks() group {
 		},
 		{
 			name: "their container runtime is containerd or CRI-O", judge: perNode(warned, nodeRuntime),
-			next: "leave the CNI plugin out (injection.config.cni=false): it learns of pods' annotations from these two only",
+			next: "leave the CNI plugin out (--set cni.enabled=false): it learns of pods' annotations from these two only",
 		},
 		{
 			name: "the cluster's network leaves room for Lateen's capture", judge: networkFits,
