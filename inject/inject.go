@@ -17,6 +17,7 @@ import (
 
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	kubejson "sigs.k8s.io/json"
 
 	"github.com/lateen-mesh/lateen/api"
@@ -236,17 +237,22 @@ func (j *job) look(gateway bool) {
 	if gateway {
 		return
 	}
-	podUser := int64(-1)
-	if c := j.pod.Spec.SecurityContext; c != nil && c.RunAsUser != nil {
-		podUser = *c.RunAsUser
+	podUser, podGroup := int64(-1), int64(-1)
+	if c := j.pod.Spec.SecurityContext; c != nil {
+		podUser, podGroup = ptr.Deref(c.RunAsUser, podUser), ptr.Deref(c.RunAsGroup, podGroup)
 	}
 	for _, c := range slices.Concat(j.pod.Spec.InitContainers, j.pod.Spec.Containers) {
-		user := podUser
-		if c.SecurityContext != nil && c.SecurityContext.RunAsUser != nil {
-			user = *c.SecurityContext.RunAsUser
+		user, group := podUser, podGroup
+		if own := c.SecurityContext; own != nil {
+			user, group = ptr.Deref(own.RunAsUser, user), ptr.Deref(own.RunAsGroup, group)
 		}
-		if user == proxyUser && !isProxy(c) {
-			j.warn("container %s runs as user %d, which is the proxy's: its traffic steps around the proxy; use another user", c.Name, proxyUser)
+		for _, as := range []struct {
+			what string
+			id   int64
+		}{{"user", user}, {"group", group}} {
+			if as.id == proxyUser && !isProxy(c) {
+				j.warn("container %s runs as %s %d, which is the proxy's: its traffic steps around the proxy; use another %s", c.Name, as.what, proxyUser, as.what)
+			}
 		}
 	}
 	if !j.settings.native && (j.owner.Kind == "Job" || j.owner.Kind == "CronJob") {

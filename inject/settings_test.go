@@ -59,3 +59,41 @@ func TestProxyFaults(t *testing.T) {
 		}
 	}
 }
+
+// TestProxyIdentity: a container with the user or the group by which the rules know the proxy is told of.
+func TestProxyIdentity(t *testing.T) {
+	as := func(user, group int64) *core.SecurityContext {
+		return &core.SecurityContext{RunAsUser: &user, RunAsGroup: &group}
+	}
+	for _, tt := range []struct {
+		name string
+		pod  *core.PodSecurityContext
+		app  *core.SecurityContext
+		want []string
+	}{
+		{"neither", nil, as(1000, 1000), nil},
+		{"the user", nil, as(proxyUser, 1000), []string{"container app runs as user 1337"}},
+		{"the group", nil, as(1000, proxyUser), []string{"container app runs as group 1337"}},
+		{"both", nil, as(proxyUser, proxyUser), []string{"container app runs as user 1337", "container app runs as group 1337"}},
+		{"the pod's group", &core.PodSecurityContext{RunAsGroup: new(int64(proxyUser))}, nil, []string{"container app runs as group 1337"}},
+		{"not the pod's group", &core.PodSecurityContext{RunAsGroup: new(int64(proxyUser))}, as(1000, 1000), nil},
+	} {
+		pod, err := json.Marshal(core.Pod{Spec: core.PodSpec{SecurityContext: tt.pod, Containers: []core.Container{{Name: "app", SecurityContext: tt.app}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := injector(t, nil).Inject(Request{Pod: pod})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got.Warnings) != len(tt.want) {
+			t.Errorf("%s: warnings %q, want %q", tt.name, got.Warnings, tt.want)
+			continue
+		}
+		for i, w := range tt.want {
+			if !strings.HasPrefix(got.Warnings[i], w) {
+				t.Errorf("%s: warning %q, want %q", tt.name, got.Warnings[i], w)
+			}
+		}
+	}
+}
