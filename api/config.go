@@ -55,8 +55,14 @@ func validateConfig(c *check) {
 // annotationProxy holds the ProxyConfig of one workload.
 const annotationProxy = "proxy.istio.io/config"
 
-// MetadataHTTP10 is the key of ProxyConfig's proxyMetadata that makes a proxy accept HTTP/1.0 by "1".
-const MetadataHTTP10 = "ISTIO_META_HTTP10"
+// The keys of ProxyConfig's proxyMetadata that are acted on; all but the first in the annotation of pods alone, as injection
+// makes variables of the proxy of them.
+const (
+	MetadataHTTP10    = "ISTIO_META_HTTP10"      // "1" makes a proxy accept HTTP/1.0
+	MetadataDNS       = "ISTIO_META_DNS_CAPTURE" // "true" has a pod's DNS captured
+	MetadataAuthority = "CA_ADDR"                // the authority of certificates, host:port, if not the control plane
+	MetadataLifetime  = "SECRET_TTL"             // the certificates', a duration
+)
 
 // proxyConfig reads the annotation of a workload and puts it into Proxy. What is unknown in it is a warning: a workload
 // is not to be lost for it.
@@ -83,10 +89,14 @@ func ReadProxyConfig(text string) (config *meshconfig.ProxyConfig, faults, warni
 	return config, r.faults, r.warnings
 }
 
-// metadata judges proxyMetadata, of which one key is acted on.
+// metadata judges proxyMetadata where it is not a pod's.
 func (c *check) metadata(path string, p *meshconfig.ProxyConfig) {
 	for _, key := range slices.Sorted(maps.Keys(p.GetProxyMetadata())) {
-		if key != MetadataHTTP10 {
+		switch key {
+		case MetadataHTTP10:
+		case MetadataDNS, MetadataAuthority, MetadataLifetime:
+			c.warn(in(path, "proxyMetadata", key), "is acted on in pods' annotation %s only; here it has no effect", annotationProxy)
+		default:
 			c.warn(in(path, "proxyMetadata", key), "is accepted but not acted on yet; it has no effect")
 		}
 	}

@@ -71,7 +71,8 @@ func validateFilter(c *check) {
 
 func validateProxyConfig(c *check) {
 	p := c.Spec.(*proxying.ProxyConfig)
-	c.unheeded("write what is acted on into MeshConfig's defaultConfig, or into the pods' annotation " + annotationProxy)
+	c.unheeded("write it into the pods' annotation " + annotationProxy + "; tracing, gatewayTopology and " + MetadataHTTP10 +
+		" can stand in MeshConfig's defaultConfig for all")
 	c.labels("spec.selector.matchLabels", p.Selector.GetMatchLabels())
 	if p.Concurrency.GetValue() < 0 {
 		c.fault("spec.concurrency", "is %d; it cannot be negative", p.Concurrency.GetValue())

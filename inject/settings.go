@@ -40,13 +40,6 @@ const (
 	prefixSidecar = "sidecar.istio.io/"
 )
 
-// Keys of ProxyConfig's proxyMetadata, which become variables of the proxy.
-const (
-	metadataDNS       = "ISTIO_META_DNS_CAPTURE" // "true" has DNS captured
-	metadataAuthority = "CA_ADDR"                // where certificates come from, unless from the control plane
-	metadataLifetime  = "SECRET_TTL"             // the certificates'
-)
-
 // settings are what the Config, the pod's annotations and its ProxyConfig come to, the later before the earlier.
 type settings struct {
 	native, hold          bool
@@ -146,7 +139,7 @@ func (j *job) readSettings() (settings, error) {
 	}
 	base := c.Capture
 	base.NoDNS = base.NoDNS || !c.DNSCapture
-	if v, ok := s.proxy.ProxyMetadata[metadataDNS]; ok {
+	if v, ok := s.proxy.ProxyMetadata[api.MetadataDNS]; ok {
 		base.NoDNS = v != "true"
 	}
 	var err error
@@ -206,10 +199,10 @@ func proxyFaults(c *meshconfig.ProxyConfig) (faults []error) {
 		}
 	}
 	fault("discoveryAddress", hostPort(c.DiscoveryAddress))
-	fault("proxyMetadata."+metadataAuthority, hostPort(c.ProxyMetadata[metadataAuthority]))
-	if text := c.ProxyMetadata[metadataLifetime]; text != "" {
+	fault("proxyMetadata."+api.MetadataAuthority, hostPort(c.ProxyMetadata[api.MetadataAuthority]))
+	if text := c.ProxyMetadata[api.MetadataLifetime]; text != "" {
 		if d, err := time.ParseDuration(text); err != nil || d <= 0 {
-			fault("proxyMetadata."+metadataLifetime, fmt.Errorf("%q is not a lifetime such as 24h", text))
+			fault("proxyMetadata."+api.MetadataLifetime, fmt.Errorf("%q is not a lifetime such as 24h", text))
 		}
 	}
 	return faults
