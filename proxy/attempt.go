@@ -131,7 +131,7 @@ func (a *attempt) OnHead(h *stream.Head, end bool) {
 	if v, ok := h.Get("grpc-status"); ok {
 		grpc = atoi(v)
 	}
-	if x.mayRetry(h.Status, grpc) {
+	if x.mayRetry(h.Status, grpc, a.unanswered(h)) {
 		x.current = nil
 		ep := a.t.ep
 		if end {
@@ -205,9 +205,9 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 		a.report(0, true)
 	}
 	x, ep := a.x, a.t.ep
-	reason := a.abortReason(why)
-	untouched := a.untouched(why)
-	again := untouched && (a.reused || a.conn.mux != nil) || x != nil && x.idempotent() && a.repeatable() && a.connectionEnded(why, err)
+	reason := a.abortReason(why, err)
+	untouched, ended := a.untouched(why), a.endedUnder(why, err)
+	missed := untouched && (a.reused || a.conn.mux != nil) && !refusedStream(err)
 	a.close()
 	if x == nil || x.current != a {
 		return
@@ -219,7 +219,7 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 		x.finishReset()
 		return
 	}
-	if again && x.resends < resendsMax && x.canResend() {
+	if missed && x.resends < resendsMax && x.canResend() {
 		x.resends++
 		if ep != nil {
 			x.tried = append(x.tried, ep) // another one, if there is any
@@ -227,12 +227,15 @@ func (a *attempt) OnAbort(why stream.Abort, err error) {
 		x.attempt()
 		return
 	}
-	if (untouched || again) && x.refuse(reason) {
+	if untouched && x.refuse(reason) {
 		return
 	}
 	cond := plan.OnReset | plan.On5xx | plan.OnGatewayError
-	if untouched {
+	switch {
+	case untouched:
 		cond |= plan.OnRefusedStream | plan.OnResetBeforeRequest
+	case ended && x.takeRepeat():
+		cond |= plan.OnRefusedStream
 	}
 	x.again(ep, cond, reason)
 }
@@ -243,24 +246,31 @@ func (a *attempt) untouched(why stream.Abort) bool {
 	return why == stream.AbortRefused && (a.conn.h2 != nil || a.conn.c.Untaken())
 }
 
-// repeatable reports whether a request that may be repeated is, if the connection ends before it is answered: one that has
-// served before may have been closed just then, and so may any to the application beside this proxy, which ends with the
-// pod. That to a proxy does not end because of what is in a request.
-func (a *attempt) repeatable() bool {
-	return !a.headed && (a.reused || a.conn.silence != nil || a.x.d.s.listener.Plan.Direction == plan.Inbound)
-}
-
-// connectionEnded reports whether the attempt was aborted because its connection ended before it was answered, and not the
-// stream alone.
-func (a *attempt) connectionEnded(why stream.Abort, err error) bool {
-	if a.conn.h2 == nil {
+// endedUnder reports whether the attempt's connection, and not its stream alone, ended before it was answered, and probably
+// not because of it: one that has served before may have been closed just then, and one to a proxy does not end because of
+// what is in a request.
+func (a *attempt) endedUnder(why stream.Abort, err error) bool {
+	switch {
+	case a.headed || !a.reused && a.conn.silence == nil:
+		return false
+	case a.conn.h2 == nil:
 		return why == stream.AbortRefused
 	}
 	return endOfConnection(why, err)
 }
 
+// unanswered reports whether a response says that the application's connection ended before it had answered, so that nobody
+// knows what was done. A proxy of the mesh says so, and leaves it to that of the client to repeat the request.
+func (a *attempt) unanswered(h *stream.Head) bool {
+	if h.Status != telemetry.UpstreamClosed.Status() || !a.t.peer() {
+		return false
+	}
+	why, _ := h.Get(reasonField)
+	return string(why) == telemetry.UpstreamClosed.String()
+}
+
 // abortReason names the end of an attempt as Envoy would.
-func (a *attempt) abortReason(why stream.Abort) telemetry.Reason {
+func (a *attempt) abortReason(why stream.Abort, err error) telemetry.Reason {
 	h2 := a.conn != nil && a.conn.h2 != nil && a.conn.mux == nil
 	switch {
 	case why == stream.AbortRefused && a.conn != nil && a.conn.h2 != nil && !a.headed:
@@ -271,7 +281,7 @@ func (a *attempt) abortReason(why stream.Abort) telemetry.Reason {
 		return telemetry.RequestTimeout
 	case a.headed:
 		return telemetry.UpstreamCut
-	case !h2 || why == stream.AbortClosed:
+	case !h2 || endOfConnection(why, err):
 		return telemetry.UpstreamClosed
 	}
 	return telemetry.UpstreamReset

@@ -64,7 +64,8 @@ type progress struct {
 	holds      bool // a request of the cluster's limit is held
 	holdsRetry bool // ... and a retry
 	tries      int  // attempts beyond the first
-	resends    int  // attempts repeated because a pooled connection had closed
+	resends    int  // attempts repeated because a pooled connection had closed before the request came
+	repeated   bool // ... and one because it closed then, so that nobody knows what was done
 
 	orders   orders            // of the request itself
 	timed    bool              // the timeout has been looked at
@@ -553,9 +554,9 @@ func (x *exchange) finishReset() {
 }
 
 // refuse has the proxy of a client in the mesh ask another endpoint, where the application here takes no connections, or has
-// ended those that it had: as a rule it is about to end, and not everybody knows yet. Of the request nothing was done, or may
-// be done twice, which HTTP/2 can say (RFC 9113 section 8.7), and proxies send it again then, whatever its method (Istio's
-// default retries: refused-stream).
+// ended those that it had: as a rule it is about to end, and not everybody knows yet. Of the request nothing was done, which
+// HTTP/2 can say (RFC 9113 section 8.7), and proxies send it again then, whatever its method (Istio's default retries:
+// refused-stream).
 func (x *exchange) refuse(why telemetry.Reason) bool {
 	if x.d.h2 == nil || !x.d.s.meshed || x.d.s.listener.Plan.Direction != plan.Inbound || x.responded || x.over {
 		return false

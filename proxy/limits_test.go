@@ -280,7 +280,9 @@ func TestStaleConnection(t *testing.T) {
 		newRawServer(c) // the second request is read and not answered
 	})
 	r := sidecar(t, nil, "web")
-	at := r.outbound(nil, addr)
+	at := r.outbound(func(c *plan.Chain, _ *plan.Cluster, _ []plan.Endpoint) {
+		c.HTTP.Inline = to("out", func(r *plan.Rule) { r.Retry = istioRetry })
+	}, addr)
 	for range 10 {
 		if res, body := fetch(t, webClient(t), request(t, "GET", "http://"+at+"/", nil)); res.StatusCode != 200 || body != "ok" {
 			t.Fatalf("%s %q", res.Status, body)

@@ -150,6 +150,13 @@ func endOfConnection(why stream.Abort, err error) bool {
 	return (why == stream.AbortClosed || why == stream.AbortReset || why == stream.AbortLocal) && (!ok || e.Stream == 0)
 }
 
+// refusedStream reports whether an exchange that was refused was so by the peer's word about its stream, and not because the
+// connection takes no more of them.
+func refusedStream(err error) bool {
+	e, ok := errors.AsType[*http2.Error](err)
+	return ok && e.Stream != 0
+}
+
 // gaveUp is told when a request is given up on a connection. One that has been silent since a request was sent that
 // timed out is not used for others, as one of HTTP/1.1 is not after a timeout; nor is one before its peer takes it for an
 // attack that many clients leave.

@@ -64,6 +64,11 @@ func newSidecars(t *testing.T, app string, shared bool, in func(*plan.Chain), ou
 	return s
 }
 
+// retrying has what goes out retried by Istio's default.
+func retrying(chain *plan.Chain, _ *plan.Cluster) {
+	chain.HTTP.Inline = to("out", func(r *plan.Rule) { r.Retry = istioRetry })
+}
+
 // log has the listener of that name write an access log, and returns where.
 func (r *rig) log(listener, format string) (path string) {
 	r.t.Helper()
@@ -429,7 +434,7 @@ func TestMuxConnectionLost(t *testing.T) {
 				if r.URL.Path == "/waits" {
 					g.ServeHTTP(w, r)
 				}
-			}).Listener.Addr().String(), shared, nil, nil)
+			}).Listener.Addr().String(), shared, nil, retrying)
 			s.get(t, "/") // the connection has been used before
 			var group sync.WaitGroup
 			group.Go(func() {

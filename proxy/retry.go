@@ -18,7 +18,8 @@ const (
 	backoffFactor = 10 // the longest wait in base intervals
 )
 
-// resendsMax is how often a request is repeated because the pooled connection it was sent on had been closed.
+// resendsMax is how often a request is sent again, without being asked for by a policy, because the pooled connection that it
+// was sent on had been closed before it came.
 const resendsMax = 2
 
 // attemptsMax bounds the attempts beyond the first that a request may order.
@@ -108,8 +109,8 @@ func (x *exchange) retryPolicy() *plan.Retry {
 	return nil
 }
 
-// mayRetry reports whether a response is one to be asked for again.
-func (x *exchange) mayRetry(status, grpc int) bool {
+// mayRetry reports whether a response is one to be asked for again. unanswered: it stands for none; see attempt.unanswered.
+func (x *exchange) mayRetry(status, grpc int, unanswered bool) bool {
 	r := x.retryPolicy()
 	if r == nil || !x.canResend() {
 		return false
@@ -119,7 +120,8 @@ func (x *exchange) mayRetry(status, grpc int) bool {
 		on&plan.OnGatewayError != 0 && status >= 502 && status <= 504 ||
 		on&plan.OnRetriable4xx != 0 && status == 409 ||
 		on&plan.OnStatusCodes != 0 && slices.Contains(r.StatusCodes, status) ||
-		grpc > 0 && on&grpcCondition(grpc) != 0
+		grpc > 0 && on&grpcCondition(grpc) != 0 ||
+		unanswered && on&plan.OnRefusedStream != 0 && x.takeRepeat()
 	return hit && x.takeRetry()
 }
 
@@ -156,6 +158,17 @@ func (x *exchange) idempotent() bool {
 		return true
 	}
 	return false
+}
+
+// takeRepeat reports whether the request may be sent again although it may have been done: once, if its method is idempotent,
+// since nobody is to repeat a repetition (RFC 9110 section 9.2.2). That of another proxy of the mesh is left to that, whose
+// policy is the client's.
+func (x *exchange) takeRepeat() bool {
+	if x.repeated || x.d.s.meshed || !x.idempotent() {
+		return false
+	}
+	x.repeated = true
+	return true
 }
 
 // takeRetry counts one more attempt, if policy and cluster permit. The exchange holds one retry of its cluster's

@@ -26,7 +26,10 @@ func TestSilentPeer(t *testing.T) {
 			if r.URL.Path == "/waits" {
 				g.ServeHTTP(w, r)
 			}
-		}).Listener.Addr().String(), true, func(c *plan.Chain) { c.Protocol = plan.ProtocolAuto }, func(_ *plan.Chain, c *plan.Cluster) { c.Protocol = protocol })
+		}).Listener.Addr().String(), true, func(c *plan.Chain) { c.Protocol = plan.ProtocolAuto }, func(chain *plan.Chain, c *plan.Cluster) {
+			c.Protocol = protocol
+			retrying(chain, c)
+		})
 		client := webClient(t)
 		if protocol == plan.ProtocolHTTP2 {
 			client = h2PlainClient(t)
