@@ -165,10 +165,15 @@ type (
 	h2Server struct{ *downstream }
 )
 
-func (h h1Server) OnData(_ *loop.Conn, p []byte) int { return h.h1.OnData(p) }
-func (h h1Server) OnEOF(*loop.Conn)                  { h.h1.OnEOF() }
-func (h h1Server) OnDrain(*loop.Conn)                { h.h1.OnDrain() }
-func (h h1Server) OnClose(_ *loop.Conn, err error)   { h.h1.OnClose(err); h.gone() }
+func (h h1Server) OnData(_ *loop.Conn, p []byte) int {
+	if h.h1.Idle() {
+		h.used = h.w.loop.Elapsed() // headWait is counted from the first byte
+	}
+	return h.h1.OnData(p)
+}
+func (h h1Server) OnEOF(*loop.Conn)                { h.h1.OnEOF() }
+func (h h1Server) OnDrain(*loop.Conn)              { h.h1.OnDrain() }
+func (h h1Server) OnClose(_ *loop.Conn, err error) { h.h1.OnClose(err); h.gone() }
 
 func (h h2Server) OnData(_ *loop.Conn, p []byte) int { return h.h2.OnData(p) }
 func (h h2Server) OnEOF(*loop.Conn)                  { h.h2.OnEOF() }

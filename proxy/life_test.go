@@ -122,6 +122,44 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestHeadWait: a head has its time from its first byte on, however long the connection was idle before.
+func TestHeadWait(t *testing.T) {
+	r := newRig(t, to("c"), cluster("c", backend(t, echoBody))...)
+	c := dialRaw(t, r.addr)
+	c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	c.response("GET")
+	// late has the sweep come when the connection has said nothing, or what is given last, for longer than a head may take.
+	late := func(part string) {
+		r.onLoop(func(w *worker) {
+			for d := range w.downstreams {
+				d.used -= headWait + time.Second
+				if part != "" {
+					h1Server{d}.OnData(d.c, []byte(part))
+				}
+			}
+			w.sweep()
+		})
+	}
+	begun := func() {
+		r.await("the first part", func(w *worker) bool {
+			for d := range w.downstreams {
+				return !d.h1.Idle()
+			}
+			return false
+		})
+	}
+	late("")
+	late("GET / HT")
+	c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	if res, _ := c.response("GET"); res.StatusCode != 200 {
+		t.Error(res.Status)
+	}
+	c.send("GET / HT")
+	begun()
+	late("GET / HTTP/1.1\r\nHost:")
+	c.ended()
+}
+
 // TestDrainLeast: who is not known to end goes on to serve new clients for a while, even if nothing is open.
 func TestDrainLeast(t *testing.T) {
 	for announced, least := range map[bool]time.Duration{false: 2 * time.Second, true: time.Hour} {
