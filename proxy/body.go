@@ -29,6 +29,9 @@ func (x *exchange) hold() {
 
 // connected is told by the attempt that its upstream is there: the head and what has arrived of the body go out.
 func (x *exchange) connected(a *attempt) {
+	if x.ended {
+		x.startPerTry()
+	}
 	a.sendHead(&x.req, x.ended && len(x.body) == 0 && !x.hasTrail)
 	if x.current == a && len(x.body) > 0 {
 		a.up.SendData(x.body, x.ended && !x.hasTrail)
@@ -67,6 +70,7 @@ func (x *exchange) OnData(p []byte, end bool) {
 	x.ended = x.ended || end
 	if end {
 		x.startTimeout()
+		x.startPerTry()
 	}
 	if len(x.copies) > 0 {
 		x.copyData(p, end)
@@ -123,6 +127,7 @@ func (x *exchange) OnTrailers(h *stream.Head) {
 	x.trailers.CopyFrom(h)
 	x.hasTrail = true
 	x.startTimeout()
+	x.startPerTry()
 	x.mirrorBody()
 	if a := x.current; a != nil && a.up != nil {
 		a.up.SendTrailers(h)

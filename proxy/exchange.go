@@ -418,9 +418,6 @@ func (x *exchange) attempt() {
 	a.x, a.t = x, t
 	x.current = a
 	x.rec.attempt(a)
-	if r := x.retryPolicy(); r != nil && r.PerTryTimeout > 0 {
-		a.perTry.Reset(r.PerTryTimeout)
-	}
 	x.w.acquire(t, a)
 }
 

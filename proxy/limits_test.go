@@ -332,6 +332,47 @@ func TestTimeoutWhileStreaming(t *testing.T) {
 	}
 }
 
+// TestPerTryIsOfTheTry: the time of a try begins when the request is complete, however slowly it comes.
+func TestPerTryIsOfTheTry(t *testing.T) {
+	g := newGate()
+	var calls atomic.Int32
+	s := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		calls.Add(1)
+		g.ServeHTTP(w, r)
+	})
+	for _, tt := range []struct{ name, head, rest string }{
+		{"a length", "Content-Length: 4\r\n\r\nsl", "ow"},
+		{"chunks", "Transfer-Encoding: chunked\r\n\r\n2\r\nsl\r\n", "2\r\now\r\n0\r\n\r\n"},
+		{"trailers", "Transfer-Encoding: chunked\r\n\r\n2\r\nsl\r\n", "2\r\now\r\n0\r\nX-Sum: 1\r\n\r\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			calls.Store(0)
+			r := newRig(t, to("c", func(p *plan.Rule) {
+				p.Retry = &plan.Retry{Attempts: 1, On: plan.On5xx, PerTryTimeout: time.Millisecond}
+			}), cluster("c", s)...)
+			c := dialRaw(t, r.addr)
+			c.send("POST / HTTP/1.1\r\nHost: x\r\n" + tt.head)
+			r.await("the request under way", func(*worker) bool { return calls.Load() > 0 })
+			later := make(chan struct{})
+			r.onLoop(func(w *worker) { w.loop.After(20*time.Millisecond, func() { close(later) }) })
+			<-later
+			r.onLoop(func(w *worker) {
+				for d := range w.downstreams {
+					if d.active != 1 || r.usage("c").Retries != 0 {
+						t.Error("it was answered or retried before it was complete")
+					}
+				}
+			})
+			c.send(tt.rest)
+			res, _ := c.response("POST")
+			if why := res.Header.Get(reasonField); res.StatusCode != 504 || why != "per_try_timeout" {
+				t.Errorf("%s %q", res.Status, why)
+			}
+			r.released("c")
+		})
+	}
+}
+
 // TestMirrorsEnd: copies whose answers never come are given up after the rule's timeout, so that mirroring goes on.
 func TestMirrorsEnd(t *testing.T) {
 	g := newGate()

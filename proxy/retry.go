@@ -190,6 +190,15 @@ func (x *exchange) takeRetry() bool {
 	return true
 }
 
+// startPerTry bounds the attempt under way, once the request is complete and there is a connection for it: neither a slow
+// client nor a slow handshake makes it fail (as with Envoy).
+func (x *exchange) startPerTry() {
+	r, a := x.retryPolicy(), x.current
+	if r != nil && r.PerTryTimeout > 0 && a != nil && a.up != nil && !a.headed {
+		a.perTry.Reset(r.PerTryTimeout)
+	}
+}
+
 // again sends the request another time if one of the conditions allows it, and answers it otherwise.
 func (x *exchange) again(ep *balance.Endpoint, happened plan.RetryOn, why telemetry.Reason) {
 	r := x.retryPolicy()

@@ -273,7 +273,16 @@ func askHTTP1(o observation, c *connection, q *request, text string) error {
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
-	if _, err := io.WriteString(c, text); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+	begun := text
+	if q.late > 0 {
+		begun, text = text[:len(text)-1], text[len(text)-1:]
+	}
+	_, err := io.WriteString(c, begun)
+	if q.late > 0 && err == nil {
+		<-time.After(q.late)
+		_, err = io.WriteString(c, text)
+	}
+	if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 		return err // An answer may have come before the end of the request.
 	}
 	method, _, _ := strings.Cut(text, " ")

@@ -48,6 +48,7 @@ type request struct {
 	target   string // what of this target reaches a backend later is not counted for the requests that follow
 	await    int    // how many records the backends must have made
 	wait     time.Duration
+	late     time.Duration // how long after the rest the last byte of the text is sent, over HTTP/1
 }
 
 // position is where the proxy stands.
@@ -195,6 +196,8 @@ func (r *request) option(word string) (err error) {
 		r.await, err = strconv.Atoi(value)
 	case "wait":
 		r.wait, err = time.ParseDuration(value)
+	case "late":
+		r.late, err = time.ParseDuration(value)
 	default:
 		err = os.ErrInvalid
 	}
