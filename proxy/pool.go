@@ -55,6 +55,7 @@ type pool struct {
 	t       target
 	idle    []*upstream // HTTP/1 connections without a request, the last used one last
 	multi   []*upstream // HTTP/2 connections
+	leaving []*upstream // ... that take no more requests, but have some under way
 	waiters []*attempt
 	dialing int
 	open    int // connections that serve or will, those being made included
@@ -356,6 +357,7 @@ func (u *upstream) retire() {
 	}
 	if i := slices.Index(p.multi, u); i >= 0 {
 		p.multi = slices.Delete(p.multi, i, i+1)
+		p.leaving = append(p.leaving, u)
 		u.h2.Drain()
 	}
 }
@@ -372,12 +374,16 @@ func (u *upstream) leave() {
 
 // gone is the end of the connection.
 func (u *upstream) gone() {
+	p := u.pool
 	if u.counted {
 		u.counted = false
-		u.pool.t.cluster.ReleaseConnection()
+		p.t.cluster.ReleaseConnection()
 	}
 	u.leave()
-	u.pool.dial()
+	if i := slices.Index(p.leaving, u); i >= 0 {
+		p.leaving = slices.Delete(p.leaving, i, i+1)
+	}
+	p.dial()
 }
 
 // OnIdle: an HTTP/1 exchange is over and the connection can be used again.
@@ -447,7 +453,11 @@ func (w *worker) sweepPools(now time.Time) {
 				u.listen(now)
 			}
 		}
-		if len(p.waiters)+p.open+len(p.multi) == 0 && now.Sub(p.used) > time.Minute {
+		for _, u := range slices.Clone(p.leaving) {
+			u.h2.Tick()
+			u.listen(now)
+		}
+		if len(p.waiters)+p.open+len(p.multi)+len(p.leaving) == 0 && now.Sub(p.used) > time.Minute {
 			delete(w.pools, key)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,64 +19,73 @@ import (
 )
 
 // TestSilentPeer: a peer that gives no sign of life gets no new requests at first, and is left then; what was under way is
-// asked anew if it may be.
+// asked anew if it may be. So it is where the connection takes no new requests anyway.
 func TestSilentPeer(t *testing.T) {
 	for _, protocol := range []plan.Protocol{plan.ProtocolHTTP, plan.ProtocolHTTP2} {
-		g := newGate()
-		s := newSidecars(t, h2Backend(t, func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/waits" {
-				g.ServeHTTP(w, r)
-			}
-		}).Listener.Addr().String(), true, func(c *plan.Chain) { c.Protocol = plan.ProtocolAuto }, func(chain *plan.Chain, c *plan.Cluster) {
-			c.Protocol = protocol
-			retrying(chain, c)
-		})
-		client := webClient(t)
-		if protocol == plan.ProtocolHTTP2 {
-			client = h2PlainClient(t)
+		for _, retired := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, retired %v", protocol, retired), func(t *testing.T) { silentPeer(t, protocol, retired) })
 		}
-		fetch(t, client, request(t, "GET", "http://"+s.at+"/", nil))
-		var group sync.WaitGroup
-		group.Go(func() {
-			if res, body := fetch(t, client, request(t, "GET", "http://"+s.at+"/waits", nil)); body != "through" {
-				t.Errorf("%s: %s %q", protocol, res.Status, body)
-			}
-		})
-		<-g.arrived
-		of := func(w *worker) (u *upstream) {
-			for _, p := range w.pools {
-				if len(p.multi) > 0 {
-					u = p.multi[0]
-				}
-			}
-			return u
-		}
-		var asked time.Time
-		ask := func() {
-			s.client.onLoop(func(w *worker) {
-				asked = w.loop.Now().Add(silenceAsk)
-				w.sweepPools(asked)
-				w.sweepPools(asked.Add(silenceDoubt))
-				if u := of(w); u.free() || !u.pool.t.ep.IsLost(asked) {
-					t.Errorf("%s: the silent one is not doubted", protocol)
-				}
-				w.sweepPools(asked.Add(silenceStill - time.Millisecond))
-				if of(w) == nil {
-					t.Errorf("%s: left too early", protocol)
-				}
-			})
-		}
-		s.server.onLoop(func(*worker) { ask() }) // which can answer nothing meanwhile
-		s.client.await("the answer to be heard", func(w *worker) bool { return of(w).free() && !of(w).pool.t.ep.IsLost(asked) })
-		s.server.onLoop(func(*worker) {
-			ask()
-			s.client.onLoop(func(w *worker) { w.sweepPools(asked.Add(silenceStill)) })
-			s.client.await("the connection to be given up", func(w *worker) bool { return of(w) == nil })
-		})
-		<-g.arrived
-		close(g.open)
-		group.Wait()
 	}
+}
+
+func silentPeer(t *testing.T, protocol plan.Protocol, retired bool) {
+	g := newGate()
+	s := newSidecars(t, h2Backend(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/waits" {
+			g.ServeHTTP(w, r)
+		}
+	}).Listener.Addr().String(), true, func(c *plan.Chain) { c.Protocol = plan.ProtocolAuto }, func(chain *plan.Chain, c *plan.Cluster) {
+		c.Protocol = protocol
+		retrying(chain, c)
+	})
+	client := webClient(t)
+	if protocol == plan.ProtocolHTTP2 {
+		client = h2PlainClient(t)
+	}
+	fetch(t, client, request(t, "GET", "http://"+s.at+"/", nil))
+	var group sync.WaitGroup
+	group.Go(func() {
+		if res, body := fetch(t, client, request(t, "GET", "http://"+s.at+"/waits", nil)); body != "through" {
+			t.Errorf("%s %q", res.Status, body)
+		}
+	})
+	<-g.arrived
+	of := func(w *worker) *upstream {
+		for _, p := range w.pools {
+			for _, u := range slices.Concat(p.multi, p.leaving) {
+				return u
+			}
+		}
+		return nil
+	}
+	if retired {
+		s.client.onLoop(func(w *worker) { of(w).retire() })
+	}
+	var asked time.Time
+	ask := func() {
+		s.client.onLoop(func(w *worker) {
+			asked = w.loop.Now().Add(silenceAsk)
+			w.sweepPools(asked)
+			w.sweepPools(asked.Add(silenceDoubt))
+			if u := of(w); u.free() || !u.silence.doubted || !u.pool.t.ep.IsLost(asked) {
+				t.Error("the silent one is not doubted")
+			}
+			w.sweepPools(asked.Add(silenceStill - time.Millisecond))
+			if of(w) == nil {
+				t.Error("left too early")
+			}
+		})
+	}
+	s.server.onLoop(func(*worker) { ask() }) // which can answer nothing meanwhile
+	s.client.await("the answer to be heard", func(w *worker) bool { return !of(w).silence.doubted && !of(w).pool.t.ep.IsLost(asked) })
+	s.server.onLoop(func(*worker) {
+		ask()
+		s.client.onLoop(func(w *worker) { w.sweepPools(asked.Add(silenceStill)) })
+		s.client.await("the connection to be given up", func(w *worker) bool { return of(w) == nil })
+	})
+	<-g.arrived
+	close(g.open)
+	group.Wait()
 }
 
 // deaf is an address at which nobody answers: a listener whose queue is full.
