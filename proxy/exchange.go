@@ -314,7 +314,6 @@ func (x *exchange) decide(v *table.VirtualHost, rule *table.Rule) {
 	x.choice = rule.Choices.Choose(x.query.Rand)
 	x.hashRequest()
 	x.prepare()
-	x.mirror()
 	x.fault()
 }
 
@@ -350,10 +349,11 @@ func (x *exchange) deny(v authz.Verdict) {
 	x.answer(v.Reason, 403, "RBAC: access denied")
 }
 
-// fault injects what the rule orders, then goes on.
+// fault injects what the rule orders, then goes on. What is aborted is not mirrored either, as with Envoy.
 func (x *exchange) fault() {
 	f := x.rule.Plan.Fault
 	if f == nil {
+		x.mirror()
 		x.attempt()
 		return
 	}
@@ -379,6 +379,7 @@ func (x *exchange) faultAbort() {
 		}
 		return
 	}
+	x.mirror()
 	x.attempt()
 }
 

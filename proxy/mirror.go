@@ -25,11 +25,16 @@ type mirrored struct {
 	body []byte
 }
 
-// mirror starts the copies that the rule orders. Bodies that are still on their way are not mirrored.
+// mirror starts the copies that the rule orders, or has them wait for the end of the body. What has come of it before, while
+// the request waited for its orders or for a delay, is x.body.
 func (x *exchange) mirror() {
 	if x.req.Upgrade || string(x.req.Method()) == "CONNECT" {
 		return // a tunnel is a conversation: a copy of one side says nothing
 	}
+	if len(x.rule.Mirrors) == 0 || len(x.body) > retryBytes {
+		return
+	}
+	x.copyBody = append(x.copyBody, x.body...)
 	for i := range x.rule.Mirrors {
 		m := &x.rule.Mirrors[i]
 		if !x.w.chance(m.Percent) || x.w.mirrors >= mirrorsMax {
