@@ -151,6 +151,26 @@ func TestRelayTriesOthers(t *testing.T) {
 	r.await("the connection given back", func(w *worker) bool { return r.usage("out").Connections == 0 && len(w.relays) == 0 })
 }
 
+// TestRelayTriesOthersWithinLimit: a connection of which the handshake failed has no place in the limit any more.
+func TestRelayTriesOthersWithinLimit(t *testing.T) {
+	notTLS := tcpServer(t, func(c *net.TCPConn) {
+		_, _ = io.WriteString(c, "220 mail.example ESMTP\r\n")
+		_, _ = io.Copy(io.Discard, c)
+	})
+	addr := tcpServer(t, func(c *net.TCPConn) { _, _ = io.WriteString(c, "hi") })
+	r := sidecar(t, authority(t), "web")
+	at := r.outbound(func(c *plan.Chain, cl *plan.Cluster, e []plan.Endpoint) {
+		bytesOnly(c, cl, e)
+		cl.Limits.Connections, cl.TLS.Mode, e[0].MTLS = 1, plan.ClientTLSAuto, true
+	}, notTLS, addr)
+	for range 10 {
+		c := dialRaw(t, at)
+		c.expect("hi")
+		_ = c.Close()
+		r.await("the connection given back", func(*worker) bool { return r.usage("out").Connections == 0 })
+	}
+}
+
 func TestRelayLimit(t *testing.T) {
 	addr := tcpServer(t, func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
 	r := sidecar(t, nil, "web")

@@ -243,9 +243,11 @@ func (d *dialing) preface() {
 	}
 }
 
+// fail tells that the connection is of no use, and closes it. Its place in the limit is free before, for another try.
 func (d *dialing) fail(why telemetry.Reason, err error) {
 	c := d.c
 	d.c = nil
+	d.release()
 	d.finish(nil, why, err)
 	c.Abort()
 }
@@ -261,6 +263,7 @@ func (d *dialing) finish(c *loop.Conn, why telemetry.Reason, err error) {
 // release gives the place in the cluster's limit back.
 func (d *dialing) release() {
 	if d.counted {
+		d.counted = false
 		d.t.cluster.ReleaseConnection()
 	}
 }
