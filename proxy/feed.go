@@ -61,7 +61,12 @@ func (f feed) Update(typeURL string, added []client.Resource, removed []string) 
 }
 
 // Connected notes whether the control plane is there.
-func (f feed) Connected(ok bool) { f.p.connected.Store(ok) }
+func (f feed) Connected(ok bool) {
+	if !ok {
+		f.p.lostAt.Store(time.Now().UnixNano())
+	}
+	f.p.connected.Store(ok)
+}
 
 func (p *Proxy) subscribe(kind plan.Kind, names ...string) {
 	if err := p.xds.Subscribe(native.TypeURL(kind), names...); err != nil {

@@ -19,12 +19,13 @@ import (
 	"github.com/lateen-mesh/lateen/proxy/table"
 )
 
-// nameWait is how long a DNS question waits for the control plane.
+// nameWait is how long a DNS question waits for the control plane; where that is away, since when it is. Whoever asks gives up
+// after 5 s as a rule, and asks for several names one after another (search domains).
 const nameWait = 3 * time.Second
 
 // openDNS opens the sidecar's name server, over IPv4 alone where the kernel has no IPv6 or it is turned off.
 func (p *Proxy) openDNS(run func(string, func(context.Context) error)) error {
-	s := dns.New(dns.Config{Lookup: p.lookup, Upstreams: p.nameServers(), Dial: p.dialer().DialContext, Zone: "cluster.local", Logger: p.cfg.Logger})
+	s := dns.New(dns.Config{Lookup: p.lookup, Upstreams: p.nameServers(), Dial: p.dialer().DialContext, Zone: "cluster.local", BehindKnow: p.cfg.ClusterDNS, Logger: p.cfg.Logger})
 	// Loopback addresses, not wildcards: an answer must leave from the address that the question was sent to.
 	for _, ip := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		addr := netip.AddrPortFrom(ip, PortDNS)
@@ -85,7 +86,7 @@ func resolvConf(path string) []string {
 }
 
 // lookup finds a name of the mesh, asking the control plane if need be. A name that it has not been able to tell
-// about is treated as foreign, unless it can only be one of ours.
+// about is treated as foreign, unless it can only be one of ours: that is an error.
 func (p *Proxy) lookup(ctx context.Context, name string) ([]netip.Addr, bool, error) {
 	n, err := p.await(ctx, name)
 	switch {
@@ -100,16 +101,32 @@ func (p *Proxy) lookup(ctx context.Context, name string) ([]netip.Addr, bool, er
 	return n.Addresses, true, nil
 }
 
+// away is how long there has been no connection to the control plane.
+func (p *Proxy) away() time.Duration {
+	switch lost := p.lostAt.Load(); {
+	case p.connected.Load():
+		return 0
+	case lost == 0:
+		return time.Since(p.started)
+	default:
+		return time.Since(time.Unix(0, lost))
+	}
+}
+
 func (p *Proxy) await(ctx context.Context, name string) (*plan.Name, error) {
 	n, state := p.table.Name(name)
 	if state == table.Pending {
+		wait := nameWait - p.away()
+		if wait <= 0 {
+			return nil, fmt.Errorf("the control plane is away and has not told of %q before", name)
+		}
 		answered := make(chan struct{})
 		cancel := p.table.Await(plan.KindName, name, func() { close(answered) })
 		select {
 		case <-answered:
-		case <-time.After(nameWait):
+		case <-time.After(wait):
 			cancel()
-			return nil, fmt.Errorf("the control plane has not told of %q within %s", name, nameWait)
+			return nil, fmt.Errorf("the control plane has not told of %q within %s", name, wait)
 		case <-ctx.Done():
 			cancel()
 			return nil, ctx.Err()

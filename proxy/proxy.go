@@ -96,6 +96,8 @@ type Config struct {
 	NamesFile string
 	// Resolvers are the DNS servers behind ours; empty: those of /etc/resolv.conf.
 	Resolvers []string
+	// ClusterDNS: these know the names of Kubernetes' Services, too, and are asked for them while the control plane is away.
+	ClusterDNS bool
 	// MarkSockets sets Mark on the proxy's own connections (needs CAP_NET_ADMIN).
 	MarkSockets bool
 	// Accelerator is the state of the node's accelerator (redirect/accelerate), which others attach: AcceleratorOn, or
@@ -168,6 +170,7 @@ type Proxy struct {
 	unknown     *table.Listener // for destinations that the mesh does not know
 	passthrough *table.Choice
 	connected   atomic.Bool
+	lostAt      atomic.Int64 // when connected became false, in Unix ns; 0: it has not been true
 	draining    atomic.Bool
 	drainedAll  chan struct{}
 	quit        chan struct{} // gets something when the end is asked for over HTTP

@@ -62,7 +62,7 @@ func (p pod) config(role string) (proxy.Config, error) {
 	cfg := proxy.Config{
 		Role: role, Name: p.env("POD_NAME"), Namespace: p.env("POD_NAMESPACE"), ServiceAccount: p.env("SERVICE_ACCOUNT"),
 		TrustDomain: p.env("TRUST_DOMAIN"), TokenFile: filepath.Join(p.root, tokenFile), NamesFile: filepath.Join(p.root, namesFile),
-		Ports: map[string]uint16{},
+		Ports: map[string]uint16{}, ClusterDNS: true,
 	}
 	var faults []error
 	for _, read := range []func(*proxy.Config) error{p.addresses, p.labels, p.roots, p.control, p.ports, p.application, p.lifetime} {

@@ -55,6 +55,7 @@ func TestPod(t *testing.T) {
 		Role: proxy.RoleSidecar, Name: "reviews-1", Namespace: "books", ServiceAccount: "sa", Labels: map[string]string{"app": "reviews", "version": `v"1`},
 		Addresses:   []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
 		Workload:    plan.Workload{Name: "reviews", Namespace: "books", App: "reviews", Version: `v"1`, CanonicalName: "reviews", CanonicalRevision: `v"1`, Cluster: "c1"},
+		ClusterDNS:  true,
 		Ports:       map[string]uint16{"http": 9080, "81": 81},
 		TrustDomain: "td", Control: []string{"lateend.sys.svc:15012"}, ControlName: "lateend.sys.svc", Roots: []byte("pem"),
 		RootsFile: filepath.Join(p.root, rootFile), Authority: []string{"csr.certs.svc:443"}, AuthorityName: "csr.certs.svc",

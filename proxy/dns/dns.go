@@ -32,15 +32,17 @@ const (
 // Config is what a Server needs.
 type Config struct {
 	// Lookup finds a name of the mesh: its addresses, or that it is none. It may take time. An error is answered with
-	// SERVFAIL.
+	// SERVFAIL, unless BehindKnow.
 	Lookup func(ctx context.Context, name string) (addrs []netip.Addr, known bool, err error)
 	// Upstreams are the name servers behind this one, "address:port"; tried in turn.
 	Upstreams []string
 	// Dial connects to an upstream; nil: net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Zone is the domain of the mesh, which no upstream is asked about: "cluster.local".
-	Zone   string
-	Logger *slog.Logger
+	Zone string
+	// BehindKnow: the upstreams know the mesh's names, too, as those of a cluster do. They are asked where Lookup fails.
+	BehindKnow bool
+	Logger     *slog.Logger
 }
 
 // Server answers queries.
@@ -184,6 +186,7 @@ func (s *Server) answer(ctx context.Context, query []byte, network string) []byt
 	if q.header.OpCode == 0 && q.question.Class == dnsmessage.ClassINET && name != "" {
 		addrs, known, err := s.cfg.Lookup(ctx, name)
 		switch {
+		case err != nil && s.cfg.BehindKnow:
 		case err != nil:
 			s.cfg.Logger.Debug("name not resolved", "name", name, "cause", err)
 			return q.fail(dnsmessage.RCodeServerFailure)

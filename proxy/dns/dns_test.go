@@ -312,6 +312,17 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// TestBehindKnow: where the mesh cannot tell, those behind are asked who know its names, too; where it can, they are not.
+func TestBehindKnow(t *testing.T) {
+	server := serve(t, Config{Upstreams: []string{upstream(t, gives("192.0.2.1"))}, BehindKnow: true})
+	if m := ask(t, "udp", server, message("broken.mesh.", dnsmessage.TypeA)); m.RCode != dnsmessage.RCodeSuccess || len(m.Answers) != 1 {
+		t.Errorf("what the mesh cannot tell: %+v", m)
+	}
+	if m := ask(t, "udp", server, message("none.cluster.local.", dnsmessage.TypeA)); m.RCode != dnsmessage.RCodeNameError {
+		t.Errorf("what the mesh knows not to be: %+v", m)
+	}
+}
+
 func TestTruncation(t *testing.T) {
 	server := serve(t, Config{})
 	if m := ask(t, "udp", server, message("many.mesh.", dnsmessage.TypeA)); !m.Truncated || len(m.Answers) != 0 {
