@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -15,22 +16,33 @@ import (
 // user may ask for that much (default of net.core.wmem_max).
 const sendBufferBytes = 208 << 10
 
+// gateTable is there while the first rules are set. See shut.
+const gateTable = "lateen_gate"
+
 func ourTable(name string) *nftables.Table {
 	return &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
 }
 
 // Apply makes r the capture rules of the current network namespace, whatever was in the table "inet lateen" before,
 // in one transaction: no packet meets half of the rules, and on error those that were there stay. Then it lists the
-// rules back and compares. It needs CAP_NET_ADMIN; Check tells what else.
+// rules back and compares. Where there were none nothing comes in meanwhile (see shut). It needs CAP_NET_ADMIN; Check
+// tells what else.
 func Apply(r Ruleset) error {
 	conn, err := nftables.New(nftables.WithSockOptions(largeMessages))
 	if err != nil {
 		return fmt.Errorf("apply capture rules: %w", err)
 	}
-	table := ourTable(tableName)
-	replace(conn, table)
-	write(conn, table, r)
-	if err := conn.Flush(); err != nil && !errors.Is(err, syscall.ENOBUFS) {
+	table, gate := ourTable(tableName), ourTable(gateTable)
+	err = shut(conn, table, gate)
+	if err == nil {
+		replace(conn, table)
+		write(conn, table, r)
+		remove(conn, gate)
+		err = conn.Flush()
+	}
+	if err != nil && !errors.Is(err, syscall.ENOBUFS) {
+		remove(conn, gate)
+		_ = conn.Flush() // what was not captured before is not to be cut off
 		// ENOBUFS: the kernel did as it was told or not at all, but its answer got lost. What follows tells.
 		if missing := Check(); missing != nil {
 			err = missing
@@ -42,6 +54,23 @@ func Apply(r Ruleset) error {
 			"inet "+tableName, err)
 	}
 	return nil
+}
+
+// shut drops what comes in, until the gate is removed, if there are no rules yet. The kernel leads packets into a new
+// chain before its rules are in force: one that came at that moment would pass, and connection tracking would let all
+// others of its connection pass, too. Where there are older rules they decide until the new ones do.
+func shut(conn *nftables.Conn, table, gate *nftables.Table) error {
+	tables, err := conn.ListTablesOfFamily(table.Family)
+	if err != nil || slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == table.Name }) {
+		return err
+	}
+	drop := nftables.ChainPolicyDrop
+	conn.AddTable(gate)
+	conn.AddChain(&nftables.Chain{
+		Name: chainPrerouting, Table: gate, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting,
+		Priority: nftables.ChainPriorityRaw, Policy: &drop, // before connection tracking
+	})
+	return conn.Flush()
 }
 
 // Verify returns an error unless r are the capture rules of the current network namespace, exactly. It needs
@@ -67,9 +96,8 @@ func Remove() error {
 	if err != nil {
 		return fmt.Errorf("remove capture rules: %w", err)
 	}
-	table := ourTable(tableName)
-	conn.AddTable(table)
-	conn.DelTable(table)
+	remove(conn, ourTable(tableName))
+	remove(conn, ourTable(gateTable)) // of an Apply that was killed
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("remove capture rules: %s: %w", advise(err, "nf_tables", "nf_tables"), err)
 	}
@@ -78,9 +106,14 @@ func Remove() error {
 
 // replace puts commands into the transaction that leave the table empty, whether it exists or not.
 func replace(conn *nftables.Conn, table *nftables.Table) {
+	remove(conn, table)
+	conn.AddTable(table)
+}
+
+// remove puts commands into the transaction that take the table away, whether it exists or not.
+func remove(conn *nftables.Conn, table *nftables.Table) {
 	conn.AddTable(table)
 	conn.DelTable(table)
-	conn.AddTable(table)
 }
 
 // write puts the rules into the transaction: first all chains, as rules name chains that come later.

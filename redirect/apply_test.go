@@ -97,13 +97,19 @@ func TestApplyIsAtomic(t *testing.T) {
 	last := &broken.Chains[len(broken.Chains)-1]
 	last.Rules = append(last.Rules, Rule{Action: Goto, Chain: "nowhere"})
 	inside(t, nstest.New(t), func() error {
+		var conn nftables.Conn
+		if err := Apply(broken); !errors.Is(err, syscall.ENOENT) {
+			t.Errorf("broken rules where there are none: %v, want ENOENT", err)
+		}
+		if tables, err := conn.ListTables(); err != nil || len(tables) != 0 {
+			t.Errorf("%d tables are left (%v)", len(tables), err)
+		}
 		if err := Apply(rules); err != nil {
 			return err
 		}
 		if err := Apply(broken); !errors.Is(err, syscall.ENOENT) {
 			t.Errorf("broken rules: %v, want ENOENT", err)
 		}
-		var conn nftables.Conn
 		return verify(&conn, ourTable(tableName), rules)
 	})
 }

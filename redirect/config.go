@@ -6,7 +6,7 @@
 // whether it is there, Remove takes it out, Check says whether this kernel can hold it. The path of a connection, and why, is told at Rules.
 //
 // The package must not know who calls it (sidecar's init, CNI plugin, node agent, demo) and never touches another
-// table than its own, "inet lateen". Everything may be called concurrently, but two Applies race for who is last.
+// table than its own, "inet lateen", and for a moment "inet lateen_gate". Everything may be called concurrently, but two Applies race for who is last.
 package redirect
 
 import (

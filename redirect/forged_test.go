@@ -67,6 +67,49 @@ func TestForgedSegments(t *testing.T) {
 	}
 }
 
+// TestForgedSegmentsAtStart has segments come in all the while that the first rules are set: none is tracked before the
+// rules are in force.
+func TestForgedSegmentsAtStart(t *testing.T) {
+	a, b := pair(t)
+	a.serve(t, "inbound", ":15006")
+	a.serve(t, "app", ":8080")
+	to := netip.AddrPortFrom(a.v4, 8080)
+	var segments [][]byte
+	for port := range uint16(64) {
+		segments = append(segments, forged(netip.AddrPortFrom(b.v4, 5000+port), to, tcpACK))
+	}
+	send := b.forger(t, a.v4)
+	stop, sent := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			for _, s := range segments {
+				if err := send(s); err != nil {
+					sent <- err
+					return
+				}
+			}
+			select {
+			case <-stop:
+				sent <- nil
+				return
+			default:
+			}
+		}
+	}()
+	a.apply(t, Config{})
+	close(stop)
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	for port := range uint16(64) {
+		from := netip.AddrPortFrom(b.v4, 5000+port)
+		want := fmt.Sprintf("inbound %s from %s", to, from.Addr())
+		if got := b.call(t, caller{from: from.String()}, to.String()); got != want {
+			t.Errorf("a call from %s is answered %q, want %q", from, got, want)
+		}
+	}
+}
+
 // forge sends a segment that belongs to no connection.
 func (w workload) forge(t *testing.T, from, to netip.AddrPort, flags byte) {
 	t.Helper()
