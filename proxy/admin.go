@@ -4,11 +4,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html/template"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -28,13 +26,6 @@ import (
 	"github.com/lateen-mesh/lateen/telemetry/export"
 	"github.com/lateen-mesh/lateen/telemetry/scrape"
 	"github.com/lateen-mesh/lateen/xds/client"
-)
-
-const (
-	// adminTimeout bounds an admin request's head.
-	adminTimeout = 10 * time.Second
-	// adminFarewell bounds what is still answered at the end.
-	adminFarewell = time.Second
 )
 
 // Status is what the proxy tells of itself.
@@ -103,7 +94,7 @@ func rssMiB() float64 {
 // openAdmin opens the admin page (loopback and Unix socket), the metrics and the health ports.
 func (p *Proxy) openAdmin(run func(string, func(context.Context) error)) error {
 	own := http.NewServeMux()
-	own.Handle("GET /stats/prometheus", p.metricsHandler(true))
+	own.Handle("GET /stats/prometheus", fewReaders(p.metricsHandler(true)))
 	health := http.NewServeMux()
 	health.HandleFunc("GET /healthz/ready", p.serveReady)
 	var listeners []net.Listener
@@ -159,31 +150,6 @@ func (p *Proxy) openAdmin(run func(string, func(context.Context) error)) error {
 	return nil
 }
 
-func (p *Proxy) serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{
-		Handler: h, ReadHeaderTimeout: adminTimeout, IdleTimeout: time.Minute,
-		ErrorLog: slog.NewLogLogger(p.logs.loops.Handler(), slog.LevelWarn), // it tells of clients' faults
-	}
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		// Whoever has asked for the end is told that it comes.
-		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), adminFarewell)
-		defer cancel()
-		if s.Shutdown(late) != nil {
-			_ = s.Close()
-		}
-	})
-	err := s.Serve(l)
-	if !stop() {
-		<-ended
-	}
-	if !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
-
 // statusMux is for PortMetrics, which Kubernetes and Prometheus reach from outside. What ends or empties the proxy is
 // for the processes beside it only.
 func (p *Proxy) statusMux() *http.ServeMux {
@@ -192,6 +158,7 @@ func (p *Proxy) statusMux() *http.ServeMux {
 	if p.app.Scraped() {
 		metrics = p.app.Metrics(metrics, func(err error) { p.logs.loops.Warn("the application's metrics are left out", "cause", err) })
 	}
+	metrics = fewReaders(metrics)
 	mux.Handle("GET /stats/prometheus", metrics)
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /healthz/ready", p.serveReady)

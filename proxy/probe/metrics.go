@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -68,10 +67,6 @@ func (h *Handler) Metrics(own http.Handler, warn func(error)) http.Handler {
 }
 
 func (h *Handler) scrape(ctx context.Context, w io.Writer) error {
-	if !h.enter(ctx) {
-		return errors.New("too many questions to the application are under way")
-	}
-	defer func() { <-h.room }()
 	port, err := number(cmp.Or(h.cfg.Scrape.Port, "80"))
 	if err != nil {
 		return err

@@ -3,7 +3,8 @@
 // metrics out with its own.
 //
 // In: a Config, in Istio's formats, and requests from anybody who reaches the port, who can have the application asked
-// what the Config says and nothing else. Out: the application's answers. The package must not know Kubernetes' types
+// what the Config says and nothing else. Out: the application's answers. How many ask at a time is bounded by who
+// listens for them: a bound here would let one caller keep the kubelet out. The package must not know Kubernetes' types
 // or the plan. A Handler is an http.Handler: any goroutine may call it.
 package probe
 
@@ -25,16 +26,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// TimeoutMax is the longest that the application is waited for.
+const TimeoutMax = 5 * time.Minute
+
 // Bounds of what is asked.
 const (
 	// timeoutDefault is Kubernetes' of a probe, lifecycleTimeout ours of a handler, whose end the kubelet awaits.
 	timeoutDefault   = time.Second
-	timeoutMax       = 5 * time.Minute
 	lifecycleTimeout = 2 * time.Minute
 	// bodyMax is as much of an answer as the kubelet reads (10 KiB).
 	bodyMax = 10 << 10
-	// askedMax is how many questions are under way at a time; others wait.
-	askedMax = 64
 	// redirectsMax is how often the kubelet follows a redirection.
 	redirectsMax = 10
 	// probesMax bounds the probes of a Config: three probes and two handlers of many containers.
@@ -139,7 +140,6 @@ func ReadProbes(text string) (map[string]Probe, error) {
 // Handler answers for the application.
 type Handler struct {
 	cfg    Config
-	room   chan struct{}
 	client http.Client // HTTP/1.1, and HTTP/2 over TLS
 	grpc   http.Client // HTTP/2 in plain text
 }
@@ -149,7 +149,7 @@ func New(cfg Config) (*Handler, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure the answers for the application: %w", err)
 	}
-	h := &Handler{cfg: cfg, room: make(chan struct{}, askedMax)}
+	h := &Handler{cfg: cfg}
 	transport := func() *http.Transport {
 		return &http.Transport{
 			DialContext: h.dial, DisableKeepAlives: true, DisableCompression: true,
@@ -209,17 +209,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	timeout := timeoutDefault
 	if p.TimeoutSeconds > 0 {
-		timeout = min(time.Duration(p.TimeoutSeconds)*time.Second, timeoutMax)
+		timeout = min(time.Duration(p.TimeoutSeconds)*time.Second, TimeoutMax)
 	} else if strings.HasPrefix(r.URL.Path, lifecyclePrefix) {
 		timeout = lifecycleTimeout
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
-	if !h.enter(ctx) {
-		http.Error(w, "too many probes are under way", http.StatusServiceUnavailable)
-		return
-	}
-	defer func() { <-h.room }()
 	var err error
 	switch {
 	case p.HTTPGet != nil:
@@ -236,15 +231,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusOK)
-}
-
-func (h *Handler) enter(ctx context.Context) bool {
-	select {
-	case h.room <- struct{}{}:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // get asks by HTTP and passes the answer on. An error means that nothing was written.

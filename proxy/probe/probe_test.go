@@ -1,8 +1,6 @@
 package probe
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -213,21 +211,6 @@ func TestValidate(t *testing.T) {
 		if _, err := ReadScrape(text); err == nil {
 			t.Errorf("%s: no fault", text)
 		}
-	}
-}
-
-// TestBusy: who finds no room waits, but not for ever.
-func TestBusy(t *testing.T) {
-	h := handler(t, Config{Probes: read(t, `{"/app-health/a/livez":{"tcpSocket":{"port":1}}}`)})
-	for range askedMax {
-		h.room <- struct{}{}
-	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(errors.New("the kubelet has gone"))
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/app-health/a/livez", nil))
-	if w.Code != http.StatusServiceUnavailable {
-		t.Error(w.Code)
 	}
 }
 
