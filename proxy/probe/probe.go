@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"syscall"
@@ -36,7 +37,7 @@ const (
 	lifecycleTimeout = 2 * time.Minute
 	// bodyMax is as much of an answer as the kubelet reads (10 KiB).
 	bodyMax = 10 << 10
-	// redirectsMax is how often the kubelet follows a redirection.
+	// redirectsMax is the redirection, of one probe, at which the kubelet gives up.
 	redirectsMax = 10
 	// probesMax bounds the probes of a Config: three probes and two handlers of many containers.
 	probesMax = 2048
@@ -153,6 +154,7 @@ func New(cfg Config) (*Handler, error) {
 	transport := func() *http.Transport {
 		return &http.Transport{
 			DialContext: h.dial, DisableKeepAlives: true, DisableCompression: true,
+			ForceAttemptHTTP2: true, // over TLS, where the application offers it
 			// As the kubelet does: a probe asks whether the application lives, not who it is.
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // G402: see above
 		}
@@ -165,10 +167,14 @@ func New(cfg Config) (*Handler, error) {
 	return h, nil
 }
 
-// sameHost follows redirections as the kubelet does: those to another host are a success by themselves.
+// sameHost follows redirections as the kubelet does (RedirectChecker in its pkg/probe/http): those to another host,
+// whatever the port, are a success by themselves, and too many a failure.
 func sameHost(r *http.Request, via []*http.Request) error {
-	if r.URL.Host != via[0].URL.Host || len(via) >= redirectsMax {
+	if r.URL.Hostname() != via[0].URL.Hostname() {
 		return http.ErrUseLastResponse
+	}
+	if len(via) >= redirectsMax {
+		return fmt.Errorf("it redirects more than %d times", redirectsMax-1)
 	}
 	return nil
 }
@@ -235,35 +241,60 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // get asks by HTTP and passes the answer on. An error means that nothing was written.
 func (h *Handler) get(ctx context.Context, w http.ResponseWriter, from *http.Request, p *HTTPGet) error {
-	scheme := "http"
-	if strings.EqualFold(p.Scheme, "HTTPS") {
-		scheme = "https"
-	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+h.at(p.Port)+"/"+strings.TrimPrefix(p.Path, "/"), nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url(h.at(p.Port)), nil)
 	if err != nil {
 		return err
 	}
-	r.Header.Set("User-Agent", from.UserAgent()) // kube-probe/1.36
-	r.Header.Set("Accept", "*/*")
-	for _, f := range p.HTTPHeaders {
-		if http.CanonicalHeaderKey(f.Name) == "Host" {
-			r.Host = f.Value
-			continue
-		}
-		r.Header.Add(f.Name, f.Value)
-	}
+	r.Header = p.header(from.UserAgent())
+	r.Host = r.Header.Get("Host")
 	answer, err := h.client.Do(r)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = answer.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, bodyMax))
+	if err != nil {
+		return fmt.Errorf("read its answer: %w", err)
+	}
 	status := answer.StatusCode
 	if status >= 300 && status < 400 {
 		status = http.StatusOK // else the kubelet would follow it to the proxy
 	}
 	w.WriteHeader(status)
-	_, _ = io.Copy(w, io.LimitReader(answer.Body, bodyMax))
+	_, _ = w.Write(body)
 	return nil
+}
+
+// url is where the kubelet would ask (formatURL in its pkg/probe/http): the path may have a query, and counts as it is
+// where it is none.
+func (p *HTTPGet) url(at string) string {
+	u, err := url.Parse(p.Path)
+	if err != nil {
+		u = &url.URL{Path: p.Path}
+	}
+	u.Scheme, u.Host = "http", at
+	if strings.EqualFold(p.Scheme, "HTTPS") {
+		u.Scheme = "https"
+	}
+	return u.String()
+}
+
+// header is what the kubelet would ask with: what the probe names, and its own User-Agent (such as kube-probe/1.36) and
+// Accept where the probe names none. An empty Accept is left out.
+func (p *HTTPGet) header(userAgent string) http.Header {
+	header := http.Header{}
+	for _, f := range p.HTTPHeaders {
+		header.Add(f.Name, f.Value)
+	}
+	if _, ok := header["User-Agent"]; !ok {
+		header.Set("User-Agent", userAgent)
+	}
+	if _, ok := header["Accept"]; !ok {
+		header.Set("Accept", "*/*")
+	} else if header.Get("Accept") == "" {
+		header.Del("Accept")
+	}
+	return header
 }
 
 func (h *Handler) connect(ctx context.Context, port uint16) error {

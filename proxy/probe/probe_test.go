@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -57,6 +58,20 @@ func application(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "http://example.invalid/", http.StatusFound)
 	case "/round":
 		http.Redirect(w, r, "/round", http.StatusFound)
+	case "/often":
+		n, _ := strconv.Atoi(r.URL.Query().Get("n"))
+		if n == 0 {
+			http.Redirect(w, r, "/ok", http.StatusFound)
+			return
+		}
+		http.Redirect(w, r, fmt.Sprintf("/often?n=%d", n-1), http.StatusFound)
+	case "/port":
+		http.Redirect(w, r, "https://127.0.0.1:"+r.URL.Query().Get("to")+"/ok", http.StatusFound)
+	case "/asked":
+		_, _ = fmt.Fprintf(w, "%s agent=%q accept=%q host=%s query=%s", r.Proto, r.Header["User-Agent"], r.Header["Accept"], r.Host, r.URL.RawQuery)
+	case "/cut":
+		w.Header().Set("Content-Length", "2")
+		_, _ = w.Write([]byte("1"))
 	case "/slow":
 		<-r.Context().Done()
 	case "/m":
@@ -75,41 +90,57 @@ func read(t *testing.T, text string) map[string]Probe {
 	return probes
 }
 
-// TestHTTP: what the kubelet gets to know of an HTTP probe.
+// TestHTTP: what the kubelet gets to know of an HTTP probe, and what the application of it, is what they would without us.
 func TestHTTP(t *testing.T) {
 	plain := httptest.NewServer(http.HandlerFunc(application))
 	defer plain.Close()
-	secure := httptest.NewTLSServer(http.HandlerFunc(application))
+	secure := httptest.NewUnstartedServer(http.HandlerFunc(application))
+	secure.EnableHTTP2 = true
+	secure.StartTLS()
 	defer secure.Close()
-	probe := func(path string, more string) string {
-		return fmt.Sprintf(`"/app-health/a%s":{"httpGet":{"path":%q,"port":%d%s}}`, path, path, portOf(t, plain.URL), more)
-	}
-	list := []string{
-		probe("/ok", `,"httpHeaders":[{"name":"host","value":"shop"},{"name":"X-A","value":"b"}],"unknown":1`), probe("/teapot", ""), probe("/here", ""),
-		probe("/away", ""), probe("/round", ""), probe("/slow", ""),
-		fmt.Sprintf(`"/app-health/a/tls":{"httpGet":{"path":"ok","port":%d,"scheme":"HTTPS"}}`, portOf(t, secure.URL)),
-		fmt.Sprintf(`"/app-lifecycle/a/prestopz":{"httpGet":{"path":"/ok","port":%d}}`, portOf(t, plain.URL)),
-	}
-	h := handler(t, Config{Probes: read(t, "{"+strings.Join(list, ",")+"}")})
+	host := plain.Listener.Addr().String()
 	for _, tt := range []struct {
-		path, want string
+		name, more string // of the probe, beside its port
+		want       string
 		code       int
 	}{
-		{"/app-health/a/ok", "127.0.0.6 shop b kube-probe/1.36", 200},
-		{"/app-health/a/teapot", strings.Repeat("x", bodyMax), 418},
-		{"/app-health/a/here", "127.0.0.6", 200},
-		{"/app-health/a/away", "", 200},
-		{"/app-health/a/round", "", 200},
-		{"/app-health/a/slow", "deadline", 500},
-		{"/app-health/a/tls", "127.0.0.6", 200},
-		{"/app-lifecycle/a/prestopz", "127.0.0.6", 200},
-		{"/app-health/b/ok", "no such probe", 404},
-		{"/app-health/a/", "no such probe", 404},
+		{"all", `"path":"/ok","httpHeaders":[{"name":"host","value":"shop"},{"name":"X-A","value":"b"}],"unknown":1`, "127.0.0.6 shop b kube-probe/1.36", 200},
+		{"teapot", `"path":"/teapot"`, strings.Repeat("x", bodyMax), 418},
+		{"cut", `"path":"/cut"`, "unexpected EOF", 500},
+		{"slow", `"path":"/slow"`, "deadline", 500},
+		{"broken", `"path":"/broken"`, "", 502},
+
+		{"here", `"path":"/here"`, "127.0.0.6", 200},
+		{"another host", `"path":"/away"`, "", 200},
+		{"another port", fmt.Sprintf(`"path":"/port?to=%d"`, portOf(t, secure.URL)), "127.0.0.6", 200},
+		{"another port, closed", `"path":"/port?to=1"`, "refused", 500},
+		{"nine times", `"path":"/often?n=8"`, "127.0.0.6", 200},
+		{"ten times", `"path":"/often?n=9"`, "redirects more than 9 times", 500},
+		{"round", `"path":"/round"`, "redirects more than 9 times", 500},
+
+		{"defaults", `"path":"asked?a=b"`, `HTTP/1.1 agent=["kube-probe/1.36"] accept=["*/*"] host=` + host + " query=a=b", 200},
+		{"its own", `"path":"/asked","httpHeaders":[{"name":"user-agent","value":"mine"},{"name":"accept","value":"text/plain"}]`, `agent=["mine"] accept=["text/plain"]`, 200},
+		{"none", `"path":"/asked","httpHeaders":[{"name":"User-Agent","value":""},{"name":"Accept","value":""}]`, `agent=[] accept=[]`, 200},
+		{"two hosts", `"path":"/asked","httpHeaders":[{"name":"Host","value":"one"},{"name":"Host","value":"two"}]`, "host=one", 200},
+		{"no path", `"path":"%zz"`, "", 200},
+		{"TLS", fmt.Sprintf(`"path":"/asked","scheme":"HTTPS","port":%d`, portOf(t, secure.URL)), "HTTP/2.0", 200},
 	} {
-		got := ask(t, h, tt.path)
-		if got.Code != tt.code || !strings.Contains(got.Body.String(), tt.want) || got.Body.Len() > bodyMax {
-			t.Errorf("%s: %d %.100q, want %d %.100q", tt.path, got.Code, got.Body, tt.code, tt.want)
-		}
+		t.Run(tt.name, func(t *testing.T) {
+			timeout := 60
+			if tt.name == "slow" {
+				timeout = 1
+			}
+			for _, path := range []string{"/app-health/a/livez", "/app-lifecycle/a/prestopz"} {
+				h := handler(t, Config{Probes: read(t, fmt.Sprintf(`{%q:{"timeoutSeconds":%d,"httpGet":{"port":%d,%s}}}`, path, timeout, portOf(t, plain.URL), tt.more))})
+				got := ask(t, h, path)
+				if got.Code != tt.code || !strings.Contains(got.Body.String(), tt.want) || got.Body.Len() > bodyMax {
+					t.Errorf("%s: %d %.200q, want %d %.200q", path, got.Code, got.Body, tt.code, tt.want)
+				}
+				if got := ask(t, h, "/app-health/b/livez"); got.Code != 404 || !strings.Contains(got.Body.String(), "no such probe") {
+					t.Errorf("%d %q", got.Code, got.Body)
+				}
+			}
+		})
 	}
 }
 
