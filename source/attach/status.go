@@ -31,8 +31,9 @@ var supportedFeatures = []gateway.FeatureName{
 }
 
 // Status is what the status of each object says: a gateway.GatewayClassStatus, GatewayStatus or RouteStatus, in which
-// the parents are ours only. Generations and times are left to the caller, who knows them.
-func (r *Result) Status(deployed func(*Gateway) Deployed) map[api.Ref]any {
+// the parents are ours only. Generations and times are left to the caller, who knows them. deployed tells how the workloads
+// of a Gateway stand; nil: that is not known, and nothing is said of it, neither Programmed nor addresses.
+func (r *Result) Status(deployed func(*Gateway) *Deployed) map[api.Ref]any {
 	out := map[api.Ref]any{}
 	for _, ref := range r.Classes {
 		st := gateway.GatewayClassStatus{Conditions: []meta.Condition{condition("Accepted", Verdict{}, "Accepted")}}
@@ -64,18 +65,12 @@ func condition(kind string, v Verdict, fine string) meta.Condition {
 	return meta.Condition{Type: kind, Status: meta.ConditionTrue, Reason: fine}
 }
 
-func (g *Gateway) status(d Deployed) gateway.GatewayStatus {
-	st := gateway.GatewayStatus{Addresses: d.Addresses}
+func (g *Gateway) status(d *Deployed) gateway.GatewayStatus {
+	var st gateway.GatewayStatus
 	accepted := condition("Accepted", g.accepted, "Accepted")
-	programmed := Verdict{}
-	switch {
-	case g.accepted.bad():
-		programmed.worse("Invalid", "the Gateway is not accepted: "+g.accepted.Message)
-		st.Addresses = nil
-	case len(d.Addresses) == 0:
-		programmed.worse(string(gateway.GatewayReasonAddressNotAssigned), d.Waiting)
-	case !d.Ready:
-		programmed.worse(string(gateway.GatewayReasonNoResources), d.Waiting)
+	programmed := g.programmed(d)
+	if programmed != nil && !g.accepted.bad() {
+		st.Addresses = d.Addresses
 	}
 	for _, l := range g.Listeners {
 		if !l.Open() && !g.accepted.bad() {
@@ -84,31 +79,52 @@ func (g *Gateway) status(d Deployed) gateway.GatewayStatus {
 		}
 		st.Listeners = append(st.Listeners, l.status(g, programmed))
 	}
-	st.Conditions = []meta.Condition{accepted, condition("Programmed", programmed, "Programmed")}
+	st.Conditions = []meta.Condition{accepted}
+	if programmed != nil {
+		st.Conditions = append(st.Conditions, condition("Programmed", *programmed, "Programmed"))
+	}
 	return st
 }
 
-func (l *Listener) status(g *Gateway, programmed Verdict) gateway.ListenerStatus {
+// programmed tells whether the Gateway runs; nil: it is not known.
+func (g *Gateway) programmed(d *Deployed) *Verdict {
+	switch {
+	case g.accepted.bad():
+		return &Verdict{Reason: "Invalid", Message: "the Gateway is not accepted: " + g.accepted.Message}
+	case d == nil:
+		return nil
+	case len(d.Addresses) == 0:
+		return &Verdict{Reason: string(gateway.GatewayReasonAddressNotAssigned), Message: d.Waiting}
+	case !d.Ready:
+		return &Verdict{Reason: string(gateway.GatewayReasonNoResources), Message: d.Waiting}
+	}
+	return &Verdict{}
+}
+
+func (l *Listener) status(g *Gateway, programmed *Verdict) gateway.ListenerStatus {
 	accepted := l.accepted
 	if l.conflicted.bad() {
 		accepted.worse(l.conflicted.Reason, l.conflicted.Message)
 	}
 	switch {
 	case g.accepted.bad() || !l.Open():
-		programmed = Verdict{Reason: string(gateway.ListenerReasonInvalid), Message: "the listener is not open"}
-	case programmed.bad():
-		programmed.Reason = string(gateway.ListenerReasonPending)
+		programmed = &Verdict{Reason: string(gateway.ListenerReasonInvalid), Message: "the listener is not open"}
+	case programmed != nil && programmed.bad():
+		programmed = &Verdict{Reason: string(gateway.ListenerReasonPending), Message: programmed.Message}
 	}
 	conflicted := meta.Condition{Type: "Conflicted", Status: meta.ConditionFalse, Reason: string(gateway.ListenerReasonNoConflicts)}
 	if l.conflicted.bad() {
 		conflicted.Status, conflicted.Reason, conflicted.Message = meta.ConditionTrue, l.conflicted.Reason, l.conflicted.Message
 	}
-	return gateway.ListenerStatus{
+	st := gateway.ListenerStatus{
 		Name: l.Name, SupportedKinds: l.kinds, AttachedRoutes: l.Attached, Conditions: []meta.Condition{
-			condition("Accepted", accepted, "Accepted"), conflicted,
-			condition("ResolvedRefs", l.resolved, "ResolvedRefs"), condition("Programmed", programmed, "Programmed"),
+			condition("Accepted", accepted, "Accepted"), conflicted, condition("ResolvedRefs", l.resolved, "ResolvedRefs"),
 		},
 	}
+	if programmed != nil {
+		st.Conditions = append(st.Conditions, condition("Programmed", *programmed, "Programmed"))
+	}
+	return st
 }
 
 // Problem is something about an object that keeps it from being in force as it is written.

@@ -61,14 +61,14 @@ func TestStatus(t *testing.T) {
 func statuses(t *testing.T, set *source.Set) string {
 	t.Helper()
 	kind := gateway.IPAddressType
-	all := set.Attached().Status(func(g *attach.Gateway) attach.Deployed {
+	all := set.Attached().Status(func(g *attach.Gateway) *attach.Deployed {
 		switch g.Object.Name {
 		case "waiting":
-			return attach.Deployed{Waiting: "the Service has no address yet"}
+			return &attach.Deployed{Waiting: "the Service has no address yet"}
 		case "starting":
-			return attach.Deployed{Addresses: []gateway.GatewayStatusAddress{{Type: &kind, Value: "10.0.0.1"}}, Waiting: "no pod is ready"}
+			return &attach.Deployed{Addresses: []gateway.GatewayStatusAddress{{Type: &kind, Value: "10.0.0.1"}}, Waiting: "no pod is ready"}
 		}
-		return attach.Deployed{Addresses: []gateway.GatewayStatusAddress{{Type: &kind, Value: "10.0.0.1"}}, Ready: true}
+		return &attach.Deployed{Addresses: []gateway.GatewayStatusAddress{{Type: &kind, Value: "10.0.0.1"}}, Ready: true}
 	})
 	var out strings.Builder
 	for _, o := range set.Objects() {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -29,6 +30,9 @@ func (w *statusWriter) attach(all map[api.Ref]any) {
 // attachedPatch is the status that an object of the Gateway API should have, as a merge patch; nil if it has it. What
 // others have written stays: conditions of other types, and parents of other controllers. The caller holds mu.
 func (w *statusWriter) attachedPatch(ref api.Ref, a *account) map[string]any {
+	if w.attached == nil {
+		return nil // not everything was read
+	}
 	next := w.attachedStatus(ref, a)
 	if len(a.faults) > 0 {
 		next = w.refusedStatus(ref, a)
@@ -53,11 +57,14 @@ func (w *statusWriter) attachedStatus(ref api.Ref, a *account) map[string]any {
 		return map[string]any{"conditions": a.conditionsOf(a.whole["conditions"], own["conditions"]), "supportedFeatures": own["supportedFeatures"]}
 	case gatewayapi.GatewayStatus:
 		own := asJSON(&st)
-		return map[string]any{
+		next := map[string]any{
 			"conditions": a.conditionsOf(a.whole["conditions"], own["conditions"]),
-			"addresses":  own["addresses"], // nil removes them
 			"listeners":  a.listenersOf(own["listeners"]),
 		}
+		if meta.FindStatusCondition(st.Conditions, string(gatewayapi.GatewayConditionProgrammed)) != nil { // else nothing is known of them
+			next["addresses"] = own["addresses"] // nil removes them
+		}
+		return next
 	default:
 		if parents, ours := a.parentsOf(st); ours {
 			return map[string]any{"parents": parents}

@@ -310,7 +310,7 @@ func (d *deployer) stand(gateways []subject) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.standing = now
-	d.status.attach(d.picture.set.Attached().Status(d.deployed))
+	d.state()
 }
 
 // standingAs reads the status of a Gateway's Service and Deployment.
@@ -347,15 +347,25 @@ func address(kind gatewayapi.AddressType, text string) gatewayapi.GatewayStatusA
 	return gatewayapi.GatewayStatusAddress{Type: &kind, Value: text}
 }
 
-// deployed tells how the workloads of a Gateway stand. Those that run already are reached as their Service is called.
-// The caller holds mu.
-func (s *Store) deployed(g *attach.Gateway) attach.Deployed {
+// deployed tells how the workloads of a Gateway stand; nil: the deployer has not looked. Those that run already are reached
+// as their Service is called. The caller holds mu.
+func (s *Store) deployed(g *attach.Gateway) *attach.Deployed {
 	if g.Manual && g.Behind != nil {
-		return attach.Deployed{Ready: true, Addresses: []gatewayapi.GatewayStatusAddress{address(gatewayapi.HostnameAddressType, g.Behind.Host)}}
+		return &attach.Deployed{Ready: true, Addresses: []gatewayapi.GatewayStatusAddress{address(gatewayapi.HostnameAddressType, g.Behind.Host)}}
+	}
+	if s.standing == nil {
+		return nil
 	}
 	d := s.standing[key{Namespace: g.Object.Namespace, Name: g.Object.Name}]
 	d.Waiting = cmp.Or(d.Waiting, "nothing is deployed yet")
-	return d
+	return &d
+}
+
+// state tells the status of the Gateway API's objects, once all that they refer to was read. The caller holds mu.
+func (s *Store) state() {
+	if s.inForce {
+		s.status.attach(s.attached.Status(s.deployed))
+	}
 }
 
 // Serves reports whether a service account is that of the workloads that we deploy for a Gateway, which the label of a
@@ -386,7 +396,7 @@ func (s *Store) attachments() {
 	if !maps.Equal(named, s.picture.references.parameters) {
 		s.picture.references.parameters, s.picture.references.changed = named, true
 	}
-	s.status.attach(a.Status(s.deployed))
+	s.state()
 	if s.deploying != nil {
 		s.deploying()
 	}

@@ -73,19 +73,12 @@ func TestDeploy(t *testing.T) {
 		t.Error("it is not told by its account")
 	}
 
-	o := s.get("Service", "default/edge-istio")
-	o["status"] = object{"loadBalancer": object{"ingress": []any{object{"ip": "10.9.9.9"}}}}
-	s.put(o)
-	o = s.get("Deployment", "default/edge-istio")
-	o["status"] = object{"availableReplicas": 1}
-	s.put(o)
+	s.balance("10.9.9.9")
 	r.await("it has its address", func() bool {
-		status, _ := s.get(api.KindListenedGateway, "default/edge")["status"].(object)
-		list, _ := status["addresses"].([]any)
-		return len(list) == 1 && list[0].(object)["value"] == "10.9.9.9" && s.gatewayCondition("default/edge", "Programmed")["status"] == "True"
+		return slices.Equal(s.reached("default/edge"), []any{"10.9.9.9"}) && s.gatewayCondition("default/edge", "Programmed")["status"] == "True"
 	})
 
-	o = s.get("Service", "default/edge-istio")
+	o := s.get("Service", "default/edge-istio")
 	o["spec"].(object)["ports"] = []any{object{"name": "other", "port": 1}}
 	s.put(o)
 	r.await("it is repaired", func() bool { return slices.Equal(s.ports(), []any{15021.0, 80.0, 8080.0}) })

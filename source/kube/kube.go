@@ -90,8 +90,9 @@ type Store struct {
 	defined bool // which kinds are installed was read, and they are among the feeds
 	inForce bool // the first picture was told
 	held    []mesh.Change
-	// attached is what was last told in the status of the Gateway API's objects, standing how what is deployed for Gateways
-	// stands, by their names, and deploying has the deployer look; nil: this server does not lead.
+	// attached is what was last told in the status of the Gateway API's objects. standing is how what is deployed for Gateways
+	// stands, by their names; nil: the deployer has not looked since this server leads. deploying has it look; nil: this
+	// server does not lead.
 	attached  *attach.Result
 	standing  map[key]attach.Deployed
 	deploying func()
@@ -101,6 +102,7 @@ type Store struct {
 	told    []source.Finding
 	faults  []api.Fault
 	changed time.Time // when findings may have changed; zero: they have not
+	looked  bool      // findings were looked for once
 }
 
 // Open prepares a Store; nothing is asked of the API server before Run.
@@ -169,6 +171,10 @@ func (s *Store) watchFindings(ctx context.Context) {
 
 // lead writes into the cluster until ctx ends.
 func (s *Store) lead(ctx context.Context) {
+	s.mu.Lock()
+	s.standing = nil // another server may have deployed since
+	s.state()
+	s.mu.Unlock()
 	var group sync.WaitGroup
 	defer group.Wait()
 	group.Go(func() { s.status.run(ctx) })
@@ -222,11 +228,14 @@ func (s *Store) turn(start func(*feed)) {
 	if !s.inForce && !s.complete() {
 		return // the Secrets that were just found to be needed
 	}
-	if len(s.held) > 0 || !s.inForce {
-		if !s.inForce {
-			s.log.Info("the configuration in Kubernetes has been read", "objects", s.picture.set.Len(), "pods", len(s.picture.pods))
-		}
-		s.since, s.inForce = time.Now(), true
+	first := !s.inForce
+	if first {
+		s.log.Info("the configuration in Kubernetes has been read", "objects", s.picture.set.Len(), "pods", len(s.picture.pods))
+		s.inForce = true
+		s.state()
+	}
+	if len(s.held) > 0 || first {
+		s.since = time.Now()
 		if s.config.Apply != nil {
 			s.config.Apply(s.held)
 		}
@@ -240,7 +249,7 @@ func (s *Store) complete() bool {
 	return s.defined && !slices.ContainsFunc(s.feeds, func(f *feed) bool { return !f.settled() })
 }
 
-// look judges the configuration as a whole, once it is still.
+// look judges the configuration as a whole, once it is still; the first time at once, as no status is written before.
 func (s *Store) look(now time.Time) {
 	warnings, due := s.still(now)
 	if !due {
@@ -262,10 +271,10 @@ func (s *Store) still(now time.Time) (warnings []api.Fault, due bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.report()
-	if !s.inForce || s.changed.IsZero() || now.Sub(s.changed) < findingsQuiet {
+	if !s.inForce || s.changed.IsZero() || s.looked && now.Sub(s.changed) < findingsQuiet {
 		return nil, false
 	}
-	s.changed = time.Time{}
+	s.changed, s.looked = time.Time{}, true
 	return s.picture.warnings(), true
 }
 

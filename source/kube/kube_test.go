@@ -39,17 +39,24 @@ type rig struct {
 // follow runs a Store until the test ends.
 func follow(t *testing.T, s *apiServer) *rig {
 	t.Helper()
-	r := &rig{t: t, server: s, objects: map[mesh.Ref]mesh.Object{}, news: make(chan struct{}, 1)}
+	r, _ := begin(t, s)
+	return r
+}
+
+// begin runs a Store until the returned function is called, or the test ends.
+func begin(t *testing.T, s *apiServer) (r *rig, stop func()) {
+	t.Helper()
+	r = &rig{t: t, server: s, objects: map[mesh.Ref]mesh.Object{}, news: make(chan struct{}, 1)}
 	var err error
 	r.Store, err = Open(Config{Cluster: s.cluster(), Apply: r.take})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
+	stop = sync.OnceFunc(func() {
+		cancel()
 		select {
 		case err := <-done:
 			if err != nil {
@@ -59,7 +66,8 @@ func follow(t *testing.T, s *apiServer) *rig {
 			t.Error("the store does not end")
 		}
 	})
-	return r
+	t.Cleanup(stop)
+	return r, stop
 }
 
 func (r *rig) take(changes []mesh.Change) {

@@ -95,8 +95,8 @@ type statusWriter struct {
 
 	mu       sync.Mutex
 	objects  map[api.Ref]*account
-	findings map[string][]source.Finding // by object
-	attached map[api.Ref]any             // what the Gateway API's objects come to
+	findings map[string][]source.Finding // by object; nil: nobody has looked yet
+	attached map[api.Ref]any             // what the Gateway API's objects come to; nil: not everything was read
 	dirty    map[api.Ref]struct{}
 }
 
@@ -109,7 +109,7 @@ type account struct {
 func newStatusWriter(c *clients, log *slog.Logger) *statusWriter {
 	return &statusWriter{
 		api: c, log: log, ration: flowcontrol.NewTokenBucketRateLimiter(statusPerSecond, statusBurst), wake: make(chan struct{}, 1),
-		objects: map[api.Ref]*account{}, findings: map[string][]source.Finding{}, dirty: map[api.Ref]struct{}{},
+		objects: map[api.Ref]*account{}, dirty: map[api.Ref]struct{}{},
 	}
 }
 
@@ -164,11 +164,15 @@ func (w *statusWriter) judge(ref api.Ref) {
 	}
 }
 
-// patch is the status that an object should have, as a merge patch; nil if it has it. The caller holds mu.
+// patch is the status that an object should have, as a merge patch; nil if it has it, or not all of it is known. The caller
+// holds mu.
 func (w *statusWriter) patch(ref api.Ref) map[string]any {
 	a := w.objects[ref]
 	if a.resource.Group == api.GroupGateway {
 		return w.attachedPatch(ref, a)
+	}
+	if w.findings == nil {
+		return nil
 	}
 	messages := w.messages(ref)
 	accepted, reason, message := "True", reasonAccepted, told(w.findings[ref.String()])

@@ -109,6 +109,7 @@ func TestStatusOvertaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	w = newStatusWriter(clients, slog.New(slog.DiscardHandler))
+	w.found(nil)
 	w.read(ref, state("1"), nil)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
