@@ -31,6 +31,10 @@ type Gateway struct {
 // Deployed reports whether workloads are to be made for the gateway.
 func (g *Gateway) Deployed() bool { return !g.Manual && !g.accepted.bad() }
 
+// Elsewhere reports whether workloads that run already carry the gateway, and none are to be made. Neither this nor Deployed: it
+// has a fault, such as an address that names no Service.
+func (g *Gateway) Elsewhere() bool { return g.Manual && !g.accepted.bad() }
+
 // Listener is one port of a Gateway for one host.
 type Listener struct {
 	*gateway.Listener

@@ -214,7 +214,7 @@ func (d *deployer) class(ctx context.Context) error {
 func (d *deployer) one(ctx context.Context, g subject) error {
 	var wanted []attach.Document
 	switch {
-	case g.Manual:
+	case g.Elsewhere():
 	case !g.Deployed() || g.uid == "":
 		return nil
 	default:

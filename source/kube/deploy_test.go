@@ -41,6 +41,14 @@ func (s *apiServer) ports() []any {
 	return out
 }
 
+// running are the kinds of what runs a Gateway.
+var running = []string{"ServiceAccount", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
+
+// missing are the kinds of what should run a Gateway and is not there.
+func (s *apiServer) missing(account string) []string {
+	return slices.DeleteFunc(slices.Clone(running), func(kind string) bool { return s.get(kind, "default/"+account) != nil })
+}
+
 // TestDeploy: what runs a Gateway comes by itself, is repaired, tells its address, follows its parameters, and goes when
 // the Gateway runs elsewhere.
 func TestDeploy(t *testing.T) {
@@ -48,12 +56,8 @@ func TestDeploy(t *testing.T) {
 	s.define()
 	s.apply(edgeText)
 	r := follow(t, s)
-	kinds := []string{"ServiceAccount", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
-	all := func() bool {
-		return !slices.ContainsFunc(kinds, func(kind string) bool { return s.get(kind, "default/edge-istio") == nil })
-	}
-	r.await("it is deployed", all)
-	for _, kind := range kinds {
+	r.await("it is deployed", func() bool { return len(s.missing("edge-istio")) == 0 })
+	for _, kind := range running {
 		m := metadataOf(s.get(kind, "default/edge-istio"))
 		owners, _ := m["ownerReferences"].([]any)
 		labels, _ := m["labels"].(object)
@@ -97,8 +101,7 @@ func TestDeploy(t *testing.T) {
 	s.apply("apiVersion: v1\nkind: Service\nmetadata: {name: ingress}\nspec: {selector: {app: ingress}, ports: [{name: http, port: 80}]}\n")
 	s.apply(edgeText + "  addresses: [{type: Hostname, value: ingress}]\n")
 	r.await("it runs elsewhere", func() bool {
-		gone := !slices.ContainsFunc(kinds, func(kind string) bool { return s.get(kind, "default/edge-istio") != nil })
-		return gone && s.gatewayCondition("default/edge", "Programmed")["status"] == "True"
+		return len(s.missing("edge-istio")) == len(running) && s.gatewayCondition("default/edge", "Programmed")["status"] == "True"
 	})
 }
 
@@ -116,5 +119,23 @@ func TestDeployForeign(t *testing.T) {
 	})
 	if got := s.ports(); !slices.Equal(got, []any{7.0}) {
 		t.Errorf("the Service of somebody else has the ports %v", got)
+	}
+}
+
+// TestDeployMistyped: what runs a Gateway stays while its address is one that names no Service.
+func TestDeployMistyped(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	s.apply(edgeText)
+	r := follow(t, s)
+	r.await("it is deployed", func() bool { return len(s.missing("edge-istio")) == 0 })
+	s.apply(edgeText + "  addresses: [{type: Hostname, value: www.example.com}]\n")
+	r.await("it is told", func() bool {
+		return s.gatewayCondition("default/edge", "Accepted")["reason"] == "UnsupportedAddress"
+	})
+	s.apply(strings.Replace(edgeText, "name: edge", "name: other", 1)) // which is looked at after the first
+	r.await("another one is deployed", func() bool { return len(s.missing("other-istio")) == 0 })
+	if gone := s.missing("edge-istio"); len(gone) > 0 {
+		t.Errorf("there went %v", gone)
 	}
 }
