@@ -59,6 +59,8 @@ type Result struct {
 	Made map[api.Ref][]mesh.Object
 	// Gateways are those of our classes, by namespace and name.
 	Gateways []*Gateway
+	// Foreign are the Gateways of classes that are known to be another controller's.
+	Foreign []api.Ref
 	// Parents are what became of each route at each of its parents that is ours, or a Service.
 	Parents map[api.Ref][]Parent
 	// Classes are the names of the classes that are ours and written.
@@ -116,10 +118,17 @@ func Attach(in Input) *Result {
 		}
 	}
 	for _, o := range list {
-		if spec, ok := o.Spec.(*gateway.Gateway); ok && ours(classes, string(spec.Spec.GatewayClassName)) {
+		spec, ok := o.Spec.(*gateway.Gateway)
+		if !ok {
+			continue
+		}
+		class := string(spec.Spec.GatewayClassName)
+		if ours(classes, class) {
 			g := j.gateway(o, spec)
 			j.gateways[o.Namespace+"/"+o.Name] = g
 			j.result.Gateways = append(j.result.Gateways, g)
+		} else if classes[class] != nil {
+			j.result.Foreign = append(j.result.Foreign, o.Ref)
 		}
 	}
 	for _, o := range list {

@@ -126,7 +126,7 @@ func (d *deployer) settle(ctx context.Context) time.Duration {
 			}
 		}
 	}
-	gateways, unknown := d.wanted()
+	gateways, foreign, unknown := d.wanted()
 	if len(gateways) == 0 && unknown {
 		return deployEvery // the Gateway API is not installed
 	}
@@ -147,6 +147,9 @@ func (d *deployer) settle(ctx context.Context) time.Duration {
 	failed("GatewayClasses", d.class(ctx))
 	for _, g := range gateways {
 		failed(g.Object.Ref.String(), d.one(ctx, g))
+	}
+	for _, ref := range foreign {
+		failed(ref.String(), d.remove(ctx, ref, ""))
 	}
 	d.stand(gateways)
 	return again
@@ -171,22 +174,23 @@ type subject struct {
 	parameters map[string]string
 }
 
-// wanted lists the Gateways; unknown: the kind is not installed.
-func (d *deployer) wanted() (out []subject, unknown bool) {
+// wanted lists the Gateways, and those of others, for which nothing of ours is to run; unknown: the kind is not installed.
+func (d *deployer) wanted() (out []subject, foreign []api.Ref, unknown bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	unknown = !slices.ContainsFunc(d.Store.feeds, func(f *feed) bool { return f.name == "gatewayclasses."+api.GroupGateway })
 	if !d.inForce {
-		return nil, true
+		return nil, nil, true
 	}
-	for _, g := range d.picture.set.Attached().Gateways {
+	attached := d.picture.set.Attached()
+	for _, g := range attached.Gateways {
 		x := subject{Gateway: g, uid: d.status.uid(g.Object.Ref)}
 		if name := g.Parameters(); name != "" {
 			x.parameters = d.picture.parameters[key{Namespace: g.Object.Namespace, Name: name}]
 		}
 		out = append(out, x)
 	}
-	return out, unknown
+	return out, attached.Foreign, unknown
 }
 
 // class makes our GatewayClasses where there is none of their name: Istio has made its own where it runs.
@@ -238,7 +242,10 @@ func (d *deployer) one(ctx context.Context, g subject) error {
 			return err
 		}
 	}
-	return d.remove(ctx, g, k, len(wanted) > 0)
+	if len(wanted) == 0 {
+		k.Name = ""
+	}
+	return d.remove(ctx, g.Object.Ref, k.Name)
 }
 
 // free makes sure that nobody else has an object of that name, which would be taken over.
@@ -277,19 +284,20 @@ func (d *deployer) apply(ctx context.Context, kind string, k key, o attach.Docum
 	return nil
 }
 
-// remove deletes what was deployed for a Gateway under another name, or all of it. What belongs to a Gateway that is gone
-// Kubernetes removes itself.
-func (d *deployer) remove(ctx context.Context, g subject, keep key, any bool) error {
+// remove deletes what was deployed for a Gateway under another name than that which is kept, or all of it. What belongs to a
+// Gateway that is gone Kubernetes removes itself.
+func (d *deployer) remove(ctx context.Context, gateway api.Ref, keep string) error {
 	for kind, all := range d.there {
 		for k, o := range all {
 			labels, _, _ := unstructured.NestedStringMap(o, "metadata", "labels")
-			if k.Namespace != keep.Namespace || labels[attach.LabelGateway] != attach.LabelOf(g.Object.Name) || any && k == keep {
+			if k.Namespace != gateway.Namespace || labels[attach.LabelGateway] != attach.LabelOf(gateway.Name) || k.Name == keep {
 				continue
 			}
 			err := d.api.dynamic.Resource(d.resources[kind]).Namespace(k.Namespace).Delete(ctx, k.Name, metav1.DeleteOptions{})
 			if err != nil && !apierrors.IsNotFound(err) {
 				return fmt.Errorf("delete %s %s: %w", kind, k, err)
 			}
+			d.log.Info("removed what ran a Gateway", "object", kind+" "+k.String())
 			delete(all, k)
 		}
 	}

@@ -139,3 +139,23 @@ func TestDeployMistyped(t *testing.T) {
 		t.Errorf("there went %v", gone)
 	}
 }
+
+// TestDeployClass: what runs a Gateway goes when its class is another controller's, and stays while nobody knows whose it is.
+func TestDeployClass(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	s.apply(edgeText)
+	r := follow(t, s)
+	r.await("it is deployed", func() bool { return len(s.missing("edge-istio")) == 0 })
+	s.apply(strings.Replace(edgeText, "gatewayClassName: istio", "gatewayClassName: nginx", 1))
+	s.apply(strings.Replace(edgeText, "name: edge", "name: other", 1))
+	r.await("another one is deployed", func() bool { return len(s.missing("other-istio")) == 0 })
+	if gone := s.missing("edge-istio"); len(gone) > 0 {
+		t.Errorf("with a class that is not known went %v", gone)
+	}
+	s.apply("apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {name: nginx}\nspec: {controllerName: nginx.dev/c}\n")
+	r.await("what ran it is gone", func() bool { return len(s.missing("edge-istio")) == len(running) })
+	if gone := s.missing("other-istio"); len(gone) > 0 {
+		t.Errorf("of the other went %v", gone)
+	}
+}
