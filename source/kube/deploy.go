@@ -128,7 +128,7 @@ func (d *deployer) settle(ctx context.Context) time.Duration {
 	}
 	gateways, foreign, unknown := d.wanted()
 	if len(gateways) == 0 && unknown {
-		return deployEvery // the Gateway API is not installed
+		return deployEvery // not everything was read, or the Gateway API is not installed
 	}
 	for _, f := range d.feeds {
 		if err := f.trouble(); err != nil {
@@ -405,6 +405,11 @@ func (s *Store) attachments() {
 		s.picture.references.parameters, s.picture.references.changed = named, true
 	}
 	s.state()
+	s.redeploy()
+}
+
+// redeploy has the deployer look, if this server leads. The caller holds mu.
+func (s *Store) redeploy() {
 	if s.deploying != nil {
 		s.deploying()
 	}

@@ -159,3 +159,30 @@ func TestDeployClass(t *testing.T) {
 		t.Errorf("of the other went %v", gone)
 	}
 }
+
+// TestDeployLate: a server that leads before everything was read has the deployer look as soon as it was, also if what was read
+// last changes nothing for the Gateways.
+func TestDeployLate(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	s.apply(strings.Replace(reachedText, "kind: Secret", "kind: None", 1))
+	release := s.hold("/secrets")
+	defer release()
+	defer s.hold("policy/poddisruptionbudgets")() // the deployer makes no classes, which would wake it
+	r := follow(t, s)
+	r.await("a Secret is asked for", func() bool { return s.has("/secrets?") })
+	woken := make(chan struct{}, 16)
+	r.await("it leads", func() bool {
+		r.Store.mu.Lock()
+		defer r.Store.mu.Unlock()
+		if r.deploying == nil {
+			return false
+		}
+		r.deploying = func() { woken <- struct{}{} }
+		return true
+	})
+	defer s.hold("gateway.networking.k8s.io/gateways")() // nor is a status written
+	defer s.hold("gateway.networking.k8s.io/httproutes")()
+	release()
+	r.await("the deployer is woken", func() bool { return len(woken) > 0 })
+}

@@ -233,6 +233,7 @@ func (s *Store) turn(start func(*feed)) {
 		s.log.Info("the configuration in Kubernetes has been read", "objects", s.picture.set.Len(), "pods", len(s.picture.pods))
 		s.inForce = true
 		s.state()
+		s.redeploy()
 	}
 	if len(s.held) > 0 || first {
 		s.since = time.Now()
