@@ -199,7 +199,7 @@ func (d *deployer) class(ctx context.Context) error {
 		if d.status.uid(api.Ref{Kind: api.KindGatewayClass, Name: name}) != "" {
 			continue
 		}
-		if err := d.status.ration.Wait(ctx); err != nil {
+		if err := d.ration.Wait(ctx); err != nil {
 			return err
 		}
 		_, err := d.api.dynamic.Resource(schema.GroupVersionResource{Group: api.GroupGateway, Version: "v1", Resource: "gatewayclasses"}).Create(ctx,
@@ -270,7 +270,7 @@ func (d *deployer) apply(ctx context.Context, kind string, k key, o attach.Docum
 	if err != nil {
 		return err
 	}
-	if err := d.status.ration.Wait(ctx); err != nil {
+	if err := d.ration.Wait(ctx); err != nil {
 		return err
 	}
 	force := true // what somebody else has changed is repaired

@@ -25,6 +25,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/client-go/util/flowcontrol"
+
 	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/source"
@@ -78,6 +80,7 @@ type Store struct {
 	api     *clients
 	wake    chan struct{}
 	status  *statusWriter
+	ration  flowcontrol.RateLimiter // of what is written besides status
 	leader  *elector
 	bell    bell          // who writes the roots listens
 	judging chan struct{} // one for each object that is judged
@@ -116,7 +119,7 @@ func Open(c Config) (*Store, error) {
 		return nil, fmt.Errorf("reach the Kubernetes API: %w", err)
 	}
 	s.picture = newPicture(c.ClusterDomain)
-	s.status = newStatusWriter(s.api, s.log)
+	s.status, s.ration = newStatusWriter(s.api, s.log), newRation()
 	s.leader = newElector(s.api, s.log, cmp.Or(c.Namespace, ownNamespace()), cmp.Or(c.Identity, ownName()))
 	s.crds = s.crdFeed()
 	s.feeds = append(s.coreFeeds(), s.crds)

@@ -134,7 +134,7 @@ func (s *Store) spread(ctx context.Context, have map[string]string) {
 		if have[namespace] == text || slices.Contains(unmeshed, namespace) {
 			continue
 		}
-		if err := s.status.ration.Wait(ctx); err != nil {
+		if err := s.ration.Wait(ctx); err != nil {
 			return
 		}
 		switch err := s.writeRoots(ctx, namespace, text); {

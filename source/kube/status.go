@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"reflect"
 	"strings"
@@ -32,11 +31,15 @@ const (
 
 // Bounds of what is written.
 const (
-	// statusPerSecond and statusBurst ration the writing of status.
-	statusPerSecond = 20
-	statusBurst     = 50
-	// statusRetry is how long a status waits that could not be written.
-	statusRetry = 5 * time.Second
+	// writesPerSecond and writesBurst ration the writing of status, and of all else.
+	writesPerSecond = 20
+	writesBurst     = 50
+	// statusRetry is how long a status waits that could not be written. If it was refused it waits twice as long each time, up
+	// to statusRetryMax.
+	statusRetry    = 5 * time.Second
+	statusRetryMax = 5 * time.Minute
+	// statusLook is how often it is looked whether one has waited for long enough.
+	statusLook = time.Second
 	// messagesMax is how many faults and findings the status of an object tells.
 	messagesMax = 10
 	// messageBytes is more than a message of ours has; Kubernetes allows a condition's 32 KiB.
@@ -98,6 +101,14 @@ type statusWriter struct {
 	findings map[string][]source.Finding // by object; nil: nobody has looked yet
 	attached map[api.Ref]any             // what the Gateway API's objects come to; nil: not everything was read
 	dirty    map[api.Ref]struct{}
+	failures map[api.Ref]*failure // of those that could not be written
+}
+
+// failure is why a status could not be written, and when that is tried again.
+type failure struct {
+	cause string
+	wait  time.Duration
+	again time.Time
 }
 
 // account is an object's status as it is and what it should say.
@@ -108,9 +119,13 @@ type account struct {
 
 func newStatusWriter(c *clients, log *slog.Logger) *statusWriter {
 	return &statusWriter{
-		api: c, log: log, ration: flowcontrol.NewTokenBucketRateLimiter(statusPerSecond, statusBurst), wake: make(chan struct{}, 1),
-		objects: map[api.Ref]*account{}, dirty: map[api.Ref]struct{}{},
+		api: c, log: log, ration: newRation(), wake: make(chan struct{}, 1),
+		objects: map[api.Ref]*account{}, dirty: map[api.Ref]struct{}{}, failures: map[api.Ref]*failure{},
 	}
+}
+
+func newRation() flowcontrol.RateLimiter {
+	return flowcontrol.NewTokenBucketRateLimiter(writesPerSecond, writesBurst)
 }
 
 // read takes over an object, with the faults for which it is refused.
@@ -118,6 +133,9 @@ func (w *statusWriter) read(ref api.Ref, s *standing, faults []api.Fault) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.objects[ref] = &account{s, faults}
+	if f := w.failures[ref]; f != nil {
+		f.again = time.Time{} // another version may be taken
+	}
 	w.judge(ref)
 }
 
@@ -136,6 +154,7 @@ func (w *statusWriter) forget(ref api.Ref) {
 	defer w.mu.Unlock()
 	delete(w.objects, ref)
 	delete(w.dirty, ref)
+	delete(w.failures, ref)
 }
 
 // found takes over all findings.
@@ -232,8 +251,8 @@ func (w *statusWriter) messages(ref api.Ref) []any {
 
 // run writes until ctx ends, which it does when this server leads no more.
 func (w *statusWriter) run(ctx context.Context) {
-	retry := time.NewTicker(statusRetry)
-	defer retry.Stop()
+	look := time.NewTicker(statusLook)
+	defer look.Stop()
 	for {
 		for _, ref := range w.waiting() {
 			if err := w.ration.Wait(ctx); err != nil {
@@ -245,17 +264,21 @@ func (w *statusWriter) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-w.wake:
-		case <-retry.C:
+		case <-look.C:
 		}
 	}
 }
 
+// waiting are those whose turn it is.
 func (w *statusWriter) waiting() []api.Ref {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []api.Ref
+	now := time.Now()
 	for ref := range w.dirty {
-		out = append(out, ref)
+		if f := w.failures[ref]; f == nil || !f.again.After(now) {
+			out = append(out, ref)
+		}
 	}
 	return out
 }
@@ -276,15 +299,42 @@ func (w *statusWriter) write(ctx context.Context, ref api.Ref) {
 	if err == nil {
 		_, err = w.api.dynamic.Resource(resource).Namespace(ref.Namespace).Patch(ctx, ref.Name, types.MergePatchType, raw, metav1.PatchOptions{FieldManager: userAgent}, "status")
 	}
-	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		err = nil
 	}
+	if news := w.wrote(ctx, ref, err); news {
+		w.log.Warn("a status cannot be written; trying again", "object", ref.String(), "cause", err)
+	}
+}
+
+// wrote notes how writing a status has ended, and reports whether that is a failure of which nothing was said. One that is
+// refused, for want of a right or by a definition of its kind, stays so until somebody does something about it; of an API
+// server that is away nobody knows.
+func (w *statusWriter) wrote(ctx context.Context, ref api.Ref, err error) (news bool) {
 	w.mu.Lock()
-	if w.objects[ref] != nil {
-		w.dirty[ref] = struct{}{}
+	defer w.mu.Unlock()
+	if err == nil {
+		delete(w.failures, ref)
+		return false
 	}
-	w.mu.Unlock()
-	if ctx.Err() == nil {
-		w.log.Warn("a status cannot be written; trying again", "object", ref.String(), "cause", fmt.Sprint(err))
+	if w.objects[ref] == nil {
+		return false
 	}
+	w.dirty[ref] = struct{}{}
+	if ctx.Err() != nil {
+		return false
+	}
+	f := w.failures[ref]
+	if f == nil {
+		f = &failure{}
+		w.failures[ref] = f
+	}
+	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
+		f.wait = min(max(2*f.wait, statusRetry), statusRetryMax)
+	} else {
+		f.wait = statusRetry
+	}
+	f.again = time.Now().Add(f.wait)
+	news, f.cause = f.cause != err.Error(), err.Error()
+	return news
 }

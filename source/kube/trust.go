@@ -100,7 +100,7 @@ func (s *Store) writeTrust(ctx context.Context, resource schema.GroupVersionReso
 	if err != nil {
 		return err
 	}
-	if err := s.status.ration.Wait(ctx); err != nil {
+	if err := s.ration.Wait(ctx); err != nil {
 		return err
 	}
 	force := true

@@ -120,7 +120,7 @@ func (s *Store) believe(ctx context.Context, at registration, registered *unstru
 	if reflect.DeepEqual(hooks, registered.Object["webhooks"]) {
 		return more, nil
 	}
-	if err := s.status.ration.Wait(ctx); err != nil {
+	if err := s.ration.Wait(ctx); err != nil {
 		return more, err
 	}
 	patch, err := json.Marshal(map[string]any{

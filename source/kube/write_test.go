@@ -10,10 +10,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/lateen-mesh/lateen/api"
 )
@@ -129,6 +131,70 @@ func TestStatusOvertaken(t *testing.T) {
 	<-ended
 }
 
+// answers is what an API server says to each request.
+type answers func(*http.Request) *http.Response
+
+// RoundTrip implements http.RoundTripper.
+func (f answers) RoundTrip(r *http.Request) (*http.Response, error) { return f(r), nil }
+
+// TestStatusRefused: a status that the API server refuses is tried less and less often, and told once; one that could not be
+// delivered is tried as often as before.
+func TestStatusRefused(t *testing.T) {
+	for _, tt := range []struct {
+		code   int
+		reason string
+		tries  int // within an hour
+	}{
+		{http.StatusForbidden, "Forbidden", 17},
+		{http.StatusUnprocessableEntity, "Invalid", 17},
+		{http.StatusInternalServerError, "InternalError", 721},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var tries atomic.Int32
+				clients, err := newClients(&Cluster{&rest.Config{Host: "http://api", Transport: answers(func(r *http.Request) *http.Response {
+					tries.Add(1)
+					out := httptest.NewRecorder()
+					refusal(out, tt.code, tt.reason)
+					return out.Result()
+				})}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				var told strings.Builder
+				w := newStatusWriter(clients, slog.New(slog.NewTextHandler(&told, nil)))
+				ref := api.Ref{Kind: api.KindDestinationRule, Namespace: "default", Name: "a"}
+				read := func() {
+					w.read(ref, &standing{resource: schema.GroupVersionResource{Group: networkGroup, Version: "v1", Resource: "destinationrules"}}, nil)
+				}
+				w.found(nil)
+				read()
+				ctx, stop := context.WithCancel(t.Context())
+				ended := make(chan struct{})
+				go func() {
+					w.run(ctx)
+					close(ended)
+				}()
+				<-time.After(time.Hour + time.Second/2)
+				if got := int(tries.Load()); got != tt.tries {
+					t.Errorf("it was tried %d times in an hour, want %d", got, tt.tries)
+				}
+				tries.Store(0)
+				read()
+				synctest.Wait()
+				if got := tries.Load(); got != 1 {
+					t.Errorf("when the object had changed it was tried %d times", got)
+				}
+				stop()
+				<-ended
+				if got := strings.Count(told.String(), "level=WARN"); got != 1 {
+					t.Errorf("it was told %d times:\n%s", got, told.String())
+				}
+			})
+		})
+	}
+}
+
 // TestLease: one server of several leads, another when it ends, and one that cannot renew stops in time.
 func TestLease(t *testing.T) {
 	s := newServer(t)
@@ -228,6 +294,7 @@ func TestRoots(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.retry = time.Hour
+	r.status.ration = flowcontrol.NewFakeNeverRateLimiter() // statuses that queue up do not keep the roots waiting
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
