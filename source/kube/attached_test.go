@@ -5,8 +5,12 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	gatewayapi "sigs.k8s.io/gateway-api/apis/v1"
+
 	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/mesh"
+	"github.com/lateen-mesh/lateen/source/attach"
 )
 
 // parents are those in a route's status, by controller.
@@ -143,4 +147,23 @@ spec: {gatewayClassName: lateen, listeners: [{name: http, port: 80, protocol: HT
 		a := s.acceptance(api.KindListenedGateway, "default/edge")
 		return a["status"] == "False" && a["reason"] == "Invalid" && a["observedGeneration"] == 2.0
 	})
+}
+
+// TestAttachedWaits: what a former version of a route came to is not told of the one that was just read.
+func TestAttachedWaits(t *testing.T) {
+	s, err := Open(Config{Cluster: newServer(t).cluster()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := api.Ref{Kind: api.KindHTTPRoute, Namespace: "default", Name: "web"}
+	s.status.attach(map[api.Ref]any{ref: gatewayapi.RouteStatus{Parents: []gatewayapi.RouteParentStatus{{ControllerName: attach.Controller}}}})
+	route := &unstructured.Unstructured{Object: object{
+		"apiVersion": "gateway.networking.k8s.io/v1", "kind": ref.Kind, "spec": object{},
+		"metadata": object{"name": ref.Name, "namespace": ref.Namespace, "generation": int64(2)},
+	}}
+	next := turn{picture: &s.picture, status: s.status, read: map[api.Ref]*account{}}
+	objectsRead(ref.Kind)(&next, map[key]any{{Namespace: ref.Namespace, Name: ref.Name}: written(route)}, true)
+	if early := s.status.waiting(); len(early) > 0 || next.read[ref] == nil {
+		t.Errorf("there would be written %v, and are read %v", early, next.read)
+	}
 }

@@ -208,7 +208,7 @@ func (s *Store) turn(start func(*feed)) {
 	if !s.inForce && !s.complete() {
 		return
 	}
-	t := turn{picture: &s.picture, status: s.status}
+	t := turn{picture: &s.picture, status: s.status, read: map[api.Ref]*account{}}
 	for _, f := range s.feeds {
 		if f == s.crds {
 			continue // what has come since belongs to follow
@@ -226,6 +226,9 @@ func (s *Store) turn(start func(*feed)) {
 		s.report()
 	}
 	s.attachments()
+	for ref, a := range t.read {
+		s.status.read(ref, a)
+	}
 	s.held = append(s.held, changes...)
 	s.refer(start)
 	if !s.inForce && !s.complete() {

@@ -122,7 +122,7 @@ func objectsRead(kind string) func(*turn, map[key]any, bool) {
 			note(t.refused, ref, faults)
 			note(t.warned, ref, x.warnings)
 			if x.standing != nil {
-				t.status.read(ref, x.standing, faults)
+				t.read[ref] = &account{x.standing, faults}
 			}
 		}
 	}
@@ -142,6 +142,7 @@ func (t *turn) forget(ref api.Ref) {
 	t.remove = append(t.remove, ref)
 	delete(t.refused, ref)
 	delete(t.warned, ref)
+	delete(t.read, ref)
 	t.status.forget(ref)
 }
 

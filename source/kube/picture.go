@@ -75,6 +75,8 @@ func flat(m map[api.Ref][]api.Fault) []api.Fault {
 type turn struct {
 	*picture
 	status *statusWriter
+	// read are the objects with a status, which are judged when it is known what they come to now.
+	read map[api.Ref]*account
 
 	upsert   []*api.Object
 	remove   []api.Ref

@@ -111,7 +111,7 @@ type failure struct {
 	again time.Time
 }
 
-// account is an object's status as it is and what it should say.
+// account is an object's status as it is, and the faults for which the object is refused.
 type account struct {
 	*standing
 	faults []api.Fault
@@ -128,11 +128,11 @@ func newRation() flowcontrol.RateLimiter {
 	return flowcontrol.NewTokenBucketRateLimiter(writesPerSecond, writesBurst)
 }
 
-// read takes over an object, with the faults for which it is refused.
-func (w *statusWriter) read(ref api.Ref, s *standing, faults []api.Fault) {
+// read takes over an object, of which it was told before what it comes to.
+func (w *statusWriter) read(ref api.Ref, a *account) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.objects[ref] = &account{s, faults}
+	w.objects[ref] = a
 	if f := w.failures[ref]; f != nil {
 		f.again = time.Time{} // another version may be taken
 	}

@@ -98,7 +98,7 @@ func TestStatusOvertaken(t *testing.T) {
 		body, _ := io.ReadAll(r.Body)
 		if first {
 			first = false
-			w.read(ref, state("2"), nil)
+			w.read(ref, &account{standing: state("2")})
 			refusal(out, http.StatusConflict, "Conflict")
 			return
 		}
@@ -112,7 +112,7 @@ func TestStatusOvertaken(t *testing.T) {
 	}
 	w = newStatusWriter(clients, slog.New(slog.DiscardHandler))
 	w.found(nil)
-	w.read(ref, state("1"), nil)
+	w.read(ref, &account{standing: state("1")})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
@@ -165,7 +165,7 @@ func TestStatusRefused(t *testing.T) {
 				w := newStatusWriter(clients, slog.New(slog.NewTextHandler(&told, nil)))
 				ref := api.Ref{Kind: api.KindDestinationRule, Namespace: "default", Name: "a"}
 				read := func() {
-					w.read(ref, &standing{resource: schema.GroupVersionResource{Group: networkGroup, Version: "v1", Resource: "destinationrules"}}, nil)
+					w.read(ref, &account{standing: &standing{resource: schema.GroupVersionResource{Group: networkGroup, Version: "v1", Resource: "destinationrules"}}})
 				}
 				w.found(nil)
 				read()
