@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 
+	"google.golang.org/grpc/peer"
+
 	"github.com/lateen-mesh/lateen/compile"
+	"github.com/lateen-mesh/lateen/fair"
 	"github.com/lateen-mesh/lateen/identity"
 	"github.com/lateen-mesh/lateen/identity/ca"
 	"github.com/lateen-mesh/lateen/mesh"
@@ -22,7 +25,11 @@ func (c *Control) authenticators() ca.Authenticators {
 
 // judgeToken proves a workload by the token of its service account.
 func (c *Control) judgeToken(ctx context.Context, token string) (identity.ID, error) {
-	namespace, account, err := c.cluster.Account(ctx, token)
+	from := ""
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		from = fair.Address(p.Addr.String())
+	}
+	namespace, account, err := c.cluster.Account(ctx, from, token)
 	if err != nil {
 		return identity.ID{}, err
 	}

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	securityapi "istio.io/api/security/v1alpha1"
@@ -21,14 +22,22 @@ const (
 	metaImpersonate = "ImpersonatedIdentity"
 )
 
+// The bounds of what is logged at the will of callers that prove nothing: so many
+// refusals at once, and one each refusalEvery after that.
+const (
+	refusalBurst = 10
+	refusalEvery = time.Second
+)
+
 // ServiceConfig says what a Service works with.
 type ServiceConfig struct {
 	// Authority signs.
 	Authority *Authority
 	// Authenticators prove the callers.
 	Authenticators Authenticators
-	// Logger gets one line for each certificate issued or refused; nil
-	// discards them.
+	// Logger gets one line for each certificate issued, and for those refused
+	// as long as they are few; dropped says how many before it were left out.
+	// Nil discards them.
 	Logger *slog.Logger
 }
 
@@ -40,6 +49,9 @@ type Service struct {
 	authority      *Authority
 	authenticators Authenticators
 	log            *slog.Logger
+
+	refusals *rate.Limiter // of lines in the log
+	unlogged atomic.Uint64 // refusals since the last one
 
 	asked, issued, unproven, unread, unsigned atomic.Uint64
 }
@@ -78,7 +90,10 @@ func NewService(c ServiceConfig) *Service {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Service{authority: c.Authority, authenticators: c.Authenticators, log: c.Logger}
+	return &Service{
+		authority: c.Authority, authenticators: c.Authenticators, log: c.Logger,
+		refusals: rate.NewLimiter(rate.Every(refusalEvery), refusalBurst),
+	}
 }
 
 // CreateCertificate signs a certificate for the caller's ID and the key of its
@@ -92,12 +107,25 @@ func (s *Service) CreateCertificate(ctx context.Context, r *securityapi.IstioCer
 	issued, id, kind, err := s.create(ctx, r)
 	s.count(status.Code(err))
 	if err != nil {
-		s.log.Warn("certificate refused", "peer", remoteAddress(ctx), "code", status.Code(err), "reason", status.Convert(err).Message())
+		s.logRefusal(ctx, err)
 		return nil, err
 	}
 	s.log.Info("certificate issued", "id", id, "peer", remoteAddress(ctx), "proof", kind,
 		"serial", fmt.Sprintf("%x", issued.Leaf.SerialNumber), "not_after", issued.Leaf.NotAfter)
 	return &securityapi.IstioCertificateResponse{CertChain: issued.PEM()}, nil
+}
+
+// logRefusal logs a refusal, unless there were many just now.
+func (s *Service) logRefusal(ctx context.Context, err error) {
+	if !s.refusals.Allow() {
+		s.unlogged.Add(1)
+		return
+	}
+	line := s.log
+	if n := s.unlogged.Swap(0); n > 0 {
+		line = line.With("dropped", n)
+	}
+	line.Warn("certificate refused", "peer", remoteAddress(ctx), "code", status.Code(err), "reason", status.Convert(err).Message())
 }
 
 func (s *Service) create(ctx context.Context, r *securityapi.IstioCertificateRequest) (issued Issued, id identity.ID, kind string, err error) {

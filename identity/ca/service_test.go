@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -467,6 +468,33 @@ func FuzzCreateCertificate(f *testing.F) {
 		}
 		if k, ok := certs[0].PublicKey.(*ecdsa.PublicKey); ok && k.Curve.Params().BitSize > 384 {
 			t.Fatal("issued for a curve that is not accepted")
+		}
+	})
+}
+
+// TestRefusalsLogged: whoever has everything refused does not fill the log, which says how much it leaves out.
+func TestRefusalsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logBuffer
+		s := ca.NewService(ca.ServiceConfig{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		refuse := func(times int) (lines int) {
+			before := strings.Count(log.String(), "certificate refused")
+			for range times {
+				if _, err := s.CreateCertificate(t.Context(), &securityapi.IstioCertificateRequest{Csr: "x"}); status.Code(err) != codes.InvalidArgument {
+					t.Fatal(err)
+				}
+			}
+			return strings.Count(log.String(), "certificate refused") - before
+		}
+		if n := refuse(50); n != 10 {
+			t.Errorf("%d lines of 50 refusals", n)
+		}
+		<-time.After(time.Second)
+		if n := refuse(5); n != 1 || !strings.Contains(log.String(), "dropped=40") {
+			t.Errorf("%d lines a second later:\n%s", n, log.String())
+		}
+		if n := s.Counts(); n.Unread != 55 {
+			t.Errorf("%+v", n)
 		}
 	})
 }

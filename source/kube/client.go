@@ -48,7 +48,7 @@ func newClients(at *Cluster) (*clients, error) {
 	}
 	c := rest.CopyConfig(at.config)
 	c.UserAgent = userAgent
-	c.QPS = -1 // the API server has limits of its own, and what we write is rationed where it is written
+	c.QPS = -1 // the API server has limits of its own, and what we write is rationed where it is written, what others have us ask in review.go
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{core.AddToScheme, discovery.AddToScheme, lease.AddToScheme, auth.AddToScheme, authz.AddToScheme} {
 		if err := add(scheme); err != nil {

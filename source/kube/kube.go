@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/lateen-mesh/lateen/api"
+	"github.com/lateen-mesh/lateen/fair"
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/source"
 	"github.com/lateen-mesh/lateen/source/attach"
@@ -84,6 +85,7 @@ type Store struct {
 	leader  *elector
 	bell    bell          // who writes the roots listens
 	judging chan struct{} // one for each object that is judged
+	reviews *fair.Line    // of tokens and of rights
 	retry   time.Duration // of what could not be written of the roots; a test lengthens it
 
 	mu      sync.Mutex
@@ -110,7 +112,10 @@ type Store struct {
 
 // Open prepares a Store; nothing is asked of the API server before Run.
 func Open(c Config) (*Store, error) {
-	s := &Store{config: c, log: c.Logger, wake: make(chan struct{}, 1), judging: make(chan struct{}, judgesMax), retry: rootsRetry}
+	s := &Store{
+		config: c, log: c.Logger, wake: make(chan struct{}, 1), judging: make(chan struct{}, judgesMax), retry: rootsRetry,
+		reviews: fair.NewLine(reviewsMax, reviewsFrom, reviewsWaiting),
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

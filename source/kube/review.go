@@ -2,6 +2,8 @@ package kube
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -15,21 +17,39 @@ import (
 // Audience is for whom the token of a workload must be meant: Istio's name of the certificate authority.
 const Audience = "istio-ca"
 
-// Bounds of a review.
+// Bounds of reviews, for which anybody can ask who reaches us. The API server answers them at the cost of all else that
+// we want of it.
 const (
 	tokenMaxBytes = 16 << 10
 	reviewTimeout = 10 * time.Second
+	// reviewsMax is how many are under way at a time, and reviewsFrom how many of them for one caller. So many more of a
+	// caller wait, for reviewsPatience: a mesh that starts at once is served one after another.
+	reviewsMax      = 32
+	reviewsFrom     = 4
+	reviewsWaiting  = 1024
+	reviewsPatience = 30 * time.Second
+	// clocksApart is how far the API server's clock and ours may differ, the leeway that it has itself for tokens.
+	clocksApart = time.Minute
 )
 
 // accountPrefix begins the user name of a service account.
 const accountPrefix = "system:serviceaccount:"
 
 // Account asks the API server whose token this is (TokenReview): the service account's namespace and name. A token that
-// is not meant for Audience, as the one that every pod has for the API server, is refused.
-func (s *Store) Account(ctx context.Context, token string) (namespace, name string, err error) {
+// is not meant for Audience, as the one that every pod has for the API server, is refused. from is the address of who
+// shows it; many that come from one wait for one another.
+func (s *Store) Account(ctx context.Context, from, token string) (namespace, name string, err error) {
 	if len(token) > tokenMaxBytes {
 		return "", "", fmt.Errorf("the token has %d bytes, more than the %d allowed", len(token), tokenMaxBytes)
 	}
+	if err := plausible(token, time.Now()); err != nil {
+		return "", "", err
+	}
+	leave, err := s.enter(ctx, from)
+	if err != nil {
+		return "", "", fmt.Errorf("wait for other tokens to be reviewed: %w", err)
+	}
+	defer leave()
 	ctx, stop := context.WithTimeout(ctx, reviewTimeout)
 	defer stop()
 	review := &auth.TokenReview{Spec: auth.TokenReviewSpec{Token: token, Audiences: []string{Audience}}}
@@ -54,12 +74,63 @@ func (s *Store) Account(ctx context.Context, token string) (namespace, name stri
 	return namespace, name, nil
 }
 
+// enter waits until a caller may have the API server asked.
+func (s *Store) enter(ctx context.Context, from string) (leave func(), err error) {
+	ctx, stop := context.WithTimeout(ctx, reviewsPatience)
+	defer stop()
+	return s.reviews.Enter(ctx, from)
+}
+
+// plausible returns why the API server would refuse a token for sure, from what the token says of itself (RFC 7519). It
+// proves nothing: it spares the API server what is no token for us.
+func plausible(token string, now time.Time) error {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return errors.New("it is no token of a service account, a JWT of three parts")
+	}
+	text, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return fmt.Errorf("it is no token of a service account: %w", err)
+	}
+	var claims struct {
+		Audience audience `json:"aud"`
+		Expires  float64  `json:"exp"` // seconds since 1970
+	}
+	if err := json.Unmarshal(text, &claims); err != nil {
+		return fmt.Errorf("it is no token of a service account: %w", err)
+	}
+	if !slices.Contains(claims.Audience, Audience) {
+		return fmt.Errorf("the token is not meant for us; mount a projected token with the audience %s", Audience)
+	}
+	if late := float64(now.Add(-clocksApart).Unix()) - claims.Expires; claims.Expires != 0 && late > 0 {
+		return errors.New("the token has expired; if it is mounted, the kubelet has not renewed it")
+	}
+	return nil
+}
+
+// audience is for whom a token is meant: a text or a list of them (RFC 7519, section 4.1.3).
+type audience []string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (a *audience) UnmarshalJSON(text []byte) error {
+	if len(text) > 0 && text[0] == '"' {
+		*a = audience{""}
+		return json.Unmarshal(text, &(*a)[0])
+	}
+	return json.Unmarshal(text, (*[]string)(a))
+}
+
 // errSecrets says that a gateway's account may not read the keys that it would be given.
 var errSecrets = errors.New("its service account may not read Secrets in its namespace, as a gateway must; bind it to a Role with the verbs get, list and watch on secrets")
 
 // MayReadSecrets asks the API server (SubjectAccessReview) whether a service account may read the Secrets of its
 // namespace, which is what a gateway gets from us; the error says why not.
 func (s *Store) MayReadSecrets(ctx context.Context, namespace, account string) error {
+	leave, err := s.enter(ctx, namespace+"/"+account)
+	if err != nil {
+		return fmt.Errorf("wait to ask the API server what %s/%s may read: %w", namespace, account, err)
+	}
+	defer leave()
 	ctx, stop := context.WithTimeout(ctx, reviewTimeout)
 	defer stop()
 	review := &authz.SubjectAccessReview{Spec: authz.SubjectAccessReviewSpec{

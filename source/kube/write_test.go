@@ -2,12 +2,15 @@ package kube
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -321,12 +324,20 @@ func TestRoots(t *testing.T) {
 	}
 }
 
-// TestAccount: only a token that is meant for the authority, of a service account, proves one.
+// tokenOf is a token as a service account's looks, with a name for a signature.
+func tokenOf(name, claims string) string {
+	return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + "." + name
+}
+
+// TestAccount: only a token that is meant for the authority, of a service account, proves one, and what cannot be one is
+// not shown to the API server.
 func TestAccount(t *testing.T) {
 	s := newServer(t)
+	var asked atomic.Int32
 	s.reviews = func(token string, audiences []string) map[string]any {
+		asked.Add(1)
 		user := object{"username": "system:serviceaccount:shop:web"}
-		switch token {
+		switch token[strings.LastIndexByte(token, '.')+1:] {
 		case "good":
 			return object{"authenticated": true, "audiences": audiences, "user": user}
 		case "elsewhere":
@@ -342,17 +353,100 @@ func TestAccount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for token, want := range map[string]string{
-		"good": "shop/web", "elsewhere": "meant for [vault]", "old": "meant for []", "person": "no service account", "bad": "no such token",
-		strings.Repeat("x", tokenMaxBytes+1): "more than",
+	const one, list = `{"aud":"istio-ca"}`, `{"aud":["vault","istio-ca"],"exp":4e9}`
+	for _, tt := range []struct {
+		token, want string
+		reviewed    bool
+	}{
+		{tokenOf("good", one), "shop/web", true},
+		{tokenOf("good", list), "shop/web", true},
+		{tokenOf("elsewhere", list), "meant for [vault]", true},
+		{tokenOf("old", one), "meant for []", true},
+		{tokenOf("person", one), "no service account", true},
+		{tokenOf("bad", one), "no such token", true},
+		{strings.Repeat("x", tokenMaxBytes+1), "more than", false},
+		{"good", "a JWT of three parts", false},
+		{tokenOf("good", one) + ".x", "a JWT of three parts", false},
+		{"e30.!.good", "illegal base64", false},
+		{tokenOf("good", "{"), "unexpected end", false},
+		{tokenOf("good", `{"aud":1}`), "cannot unmarshal", false},
+		{tokenOf("good", `{}`), "not meant for us", false},
+		{tokenOf("good", `{"aud":null}`), "not meant for us", false},
+		{tokenOf("good", `{"aud":["https://kubernetes.default.svc"]}`), "not meant for us", false},
+		{tokenOf("good", `{"aud":"istio-ca","exp":1e9}`), "has expired", false},
 	} {
-		namespace, name, err := store.Account(t.Context(), token)
+		asked.Store(0)
+		namespace, name, err := store.Account(t.Context(), "10.0.0.1", tt.token)
 		got := namespace + "/" + name
 		if err != nil {
 			got = err.Error()
 		}
-		if !strings.Contains(got, want) {
-			t.Errorf("%.10s: %s, want %s", token, got, want)
+		if !strings.Contains(got, tt.want) || (asked.Load() > 0) != tt.reviewed {
+			t.Errorf("%.40s: %s (%d reviews), want %s", tt.token, got, asked.Load(), tt.want)
 		}
 	}
+}
+
+// TestPlausible: the clocks may differ.
+func TestPlausible(t *testing.T) {
+	token := tokenOf("", `{"aud":"istio-ca","exp":1800000000}`)
+	for after, good := range map[time.Duration]bool{-time.Hour: true, clocksApart: true, clocksApart + time.Second: false} {
+		if err := plausible(token, time.Unix(1800000000, 0).Add(after)); (err == nil) != good {
+			t.Errorf("%s after its end: %v", after, err)
+		}
+	}
+}
+
+// TestReviewsRationed: one caller has few tokens reviewed at a time, which no other waits for, and all are reviewed.
+func TestReviewsRationed(t *testing.T) {
+	s := newServer(t)
+	begun, end := make(chan string, 100), make(chan struct{})
+	s.reviews = func(token string, audiences []string) map[string]any {
+		begun <- token[strings.LastIndexByte(token, '.')+1:]
+		<-end
+		return object{"authenticated": true, "audiences": audiences, "user": object{"username": "system:serviceaccount:shop:web"}}
+	}
+	store, err := Open(Config{Cluster: s.cluster()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	ask := func(from string) {
+		group.Go(func() {
+			if _, _, err := store.Account(t.Context(), from, tokenOf(from, `{"aud":"istio-ca"}`)); err != nil {
+				t.Errorf("%s: %v", from, err)
+			}
+		})
+	}
+	for range 4 * reviewsFrom {
+		ask("many")
+	}
+	for range reviewsFrom {
+		<-begun
+	}
+	ask("one")
+	if next := <-begun; next != "one" {
+		t.Errorf("another one of %s is reviewed", next)
+	}
+	close(end)
+	group.Wait()
+	if n := store.reviews.Len(); n > 0 {
+		t.Errorf("%d stay behind", n)
+	}
+}
+
+// FuzzPlausible: whatever is shown as a token, what is let through is meant for us.
+func FuzzPlausible(f *testing.F) {
+	for _, claims := range []string{`{"aud":"istio-ca"}`, `{"aud":["istio-ca"],"exp":1}`, `{"aud":"\u0069stio-ca","exp":-1}`, `{"aud":`} {
+		f.Add(tokenOf("x", claims))
+	}
+	f.Fuzz(func(t *testing.T, token string) {
+		if plausible(token, time.Unix(0, 0)) != nil {
+			return
+		}
+		text, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+		if err != nil || !json.Valid(text) {
+			t.Errorf("%q: %v", text, err)
+		}
+	})
 }

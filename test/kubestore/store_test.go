@@ -271,11 +271,11 @@ func (r *rig) identity(t *testing.T) {
 		return err == nil && out == "the roots"
 	})
 	token := r.kubectl("create", "token", "reviews", "-n", "shop", "--audience", kube.Audience)
-	namespace, name, err := r.store.Account(t.Context(), token)
+	namespace, name, err := r.store.Account(t.Context(), "10.0.0.1", token)
 	if err != nil || namespace != "shop" || name != "reviews" {
 		t.Errorf("the token is of %s/%s: %v", namespace, name, err)
 	}
-	if _, _, err := r.store.Account(t.Context(), r.kubectl("create", "token", "reviews", "-n", "shop")); err == nil {
+	if _, _, err := r.store.Account(t.Context(), "10.0.0.1", r.kubectl("create", "token", "reviews", "-n", "shop")); err == nil {
 		t.Error("a token for the API server proves a workload")
 	}
 	if err := r.store.MayReadSecrets(t.Context(), "shop", "reviews"); err == nil {

@@ -23,6 +23,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -426,4 +427,33 @@ func TestClientOverChannel(t *testing.T) {
 	cancel()
 	running.Wait()
 	await(false, map[string]string{"A a": "a=2", "A x": "x=1"})
+}
+
+// TestCallsOfAConnection: the server tells its clients how much they may have open on a connection.
+func TestCallsOfAConnection(t *testing.T) {
+	address := listen(t, New(Config{}))
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	f := http2.NewFramer(c, c)
+	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	frame, err := f.ReadFrame()
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, ok := frame.(*http2.SettingsFrame)
+	if !ok {
+		t.Fatalf("%v", frame)
+	}
+	if most, ok := settings.Value(http2.SettingMaxConcurrentStreams); !ok || most != callsMax {
+		t.Errorf("%d (%v), want %d", most, ok, callsMax)
+	}
 }

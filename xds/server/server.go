@@ -53,6 +53,8 @@ const (
 	marksMax = 1 << 14
 	// firstRequestTimeout bounds the wait for the request that says who the client is.
 	firstRequestTimeout = 15 * time.Second
+	// callsMax bounds what one connection has open at a time; a proxy needs two or three, and whoever wants more waits.
+	callsMax = 1000
 	// refusalMaxBytes bounds what is kept of a client's reason for refusing a response.
 	refusalMaxBytes = 2 << 10
 
@@ -214,12 +216,13 @@ func (s *Server) Register(g *grpc.Server) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, s)
 }
 
-// Options returns the settings of a gRPC server that enforce the limits of the Config: the size of a request, pings
-// that find dead connections, and the age of a connection. gRPC varies the age by a tenth either way and asks the
+// Options returns the settings of a gRPC server that enforce the limits of the Config: the size of a request, how many
+// are open on a connection, pings that find dead connections, and the age of a connection. gRPC varies the age by a tenth either way and asks the
 // client to leave; a stream ends by itself later than that, so that its client's next stream takes a new connection.
 func (s *Server) Options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(s.config.RequestMaxBytes),
+		grpc.MaxConcurrentStreams(callsMax),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge:      s.config.AgeMax,
 			MaxConnectionAgeGrace: s.config.AgeMax, // only for a client that does not leave
