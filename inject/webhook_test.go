@@ -1,16 +1,19 @@
 package inject
 
 import (
+	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	admission "k8s.io/api/admission/v1"
 )
@@ -176,32 +179,109 @@ func FuzzDocuments(f *testing.F) {
 	})
 }
 
-// TestSlowReviews: one address that sends slowly keeps no other out, and nothing of it stays when it goes.
+// TestSlowReviews: addresses that send slowly, as many as there are places and more, keep no other out, and nothing of
+// them stays when they go.
 func TestSlowReviews(t *testing.T) {
 	h := NewReviews(func(*http.Request, *admission.AdmissionRequest) *admission.AdmissionResponse { return Allowed() })
-	ask := func(ctx context.Context, from string, body io.Reader) int {
-		r := httptest.NewRequestWithContext(ctx, http.MethodPost, Path, body)
-		r.Header.Set("Content-Type", "application/json")
-		r.RemoteAddr = from
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, r)
-		return w.Code
+	s := httptest.NewServer(h)
+	defer s.Close()
+	from := func(address string) *net.Dialer {
+		return &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
 	}
-	slow, end := io.Pipe()
-	ctx, stop := context.WithCancel(t.Context())
-	var group sync.WaitGroup
-	for range 2 * reviewsMax {
-		group.Go(func() { ask(ctx, "10.0.0.1:1", slow) })
-	}
-	for range 3 {
-		if code := ask(t.Context(), "10.0.0.2:1", strings.NewReader(reviewOf("Pod", "CREATE", "shop", plainPod))); code != http.StatusOK {
-			t.Errorf("answered with %d", code)
+	var slow []net.Conn
+	defer func() {
+		for _, c := range slow {
+			_ = c.Close()
+		}
+	}()
+	for address := range 8 {
+		for range reviewsFrom {
+			c, err := from(fmt.Sprintf("127.0.1.%d", 1+address)).DialContext(t.Context(), "tcp", s.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			slow = append(slow, c)
+			_, _ = io.WriteString(c, "POST /inject HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+		}
+		for _, c := range slow[len(slow)-reviewsFrom:] { // it is read, or given up already
+			_ = c.SetReadDeadline(time.Now().Add(time.Minute))
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	stop() // who waits goes
-	_ = end.CloseWithError(io.ErrUnexpectedEOF)
-	group.Wait()
-	if len(h.lines)+len(h.room) > 0 {
-		t.Errorf("%d addresses and %d requests stay behind", len(h.lines), len(h.room))
+	client := http.Client{Transport: &http.Transport{DialContext: from("127.0.0.1").DialContext, DisableKeepAlives: true}, Timeout: time.Minute}
+	for range 3 {
+		answer, err := client.Post(s.URL+Path, "application/json", strings.NewReader(reviewOf("Pod", "CREATE", "shop", plainPod)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			t.Errorf("answered with %s", answer.Status)
+		}
 	}
+	for _, c := range slow {
+		_ = c.Close()
+	}
+	s.Close() // waits for all
+	if h.line.Len()+h.reading.Len()+len(h.judging) > 0 {
+		t.Errorf("%d, %d and %d requests stay behind", h.line.Len(), h.reading.Len(), len(h.judging))
+	}
+}
+
+// single is a listener with one connection.
+type single struct {
+	net.Listener
+	conn chan net.Conn
+	end  func()
+}
+
+// Accept returns the connection, and waits for the end after that.
+func (l single) Accept() (net.Conn, error) {
+	c, ok := <-l.conn
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+// Close ends the waiting.
+func (l single) Close() error {
+	l.end()
+	return nil
+}
+
+// TestLateBody: a body has its time and no more.
+func TestLateBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewReviews(func(*http.Request, *admission.AdmissionRequest) *admission.AdmissionResponse { return Allowed() })
+		s := &http.Server{Handler: h, ReadTimeout: time.Minute}
+		near, far := net.Pipe()
+		conn := make(chan net.Conn, 1)
+		conn <- far
+		l := single{conn: conn, end: sync.OnceFunc(func() { close(conn) })}
+		ended := make(chan error, 1)
+		go func() { ended <- s.Serve(l) }()
+		began := time.Now()
+		if _, err := io.WriteString(near, "POST /inject HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.ReadResponse(bufio.NewReader(near), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(answer.Body)
+		if answer.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(text), "did not come within 2s") || time.Since(began) != bodyTimeout {
+			t.Errorf("%s %s after %s", answer.Status, text, time.Since(began))
+		}
+		_ = near.Close()
+		_ = s.Close()
+		if err := <-ended; err == nil {
+			t.Error("served on")
+		}
+		if h.line.Len()+h.reading.Len()+len(h.judging) > 0 {
+			t.Error("it stays behind")
+		}
+	})
 }
