@@ -22,9 +22,9 @@ import (
 // the API server out.
 const (
 	// bodyMax is more than two objects of the greatest size that a cluster stores, and bodyTimeout how long it may take to
-	// come; the API server has all of it when it begins.
+	// come, which need not be short: when it is crowded, who is slow gives way before that.
 	bodyMax     = 4 << 20
-	bodyTimeout = 2 * time.Second
+	bodyTimeout = 5 * time.Second
 	// reviewsMax is how many bodies are read, or wait to be judged, at a time, and how many are judged; for one more, one of
 	// the address that has most is given up.
 	reviewsMax = 32

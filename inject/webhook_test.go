@@ -272,7 +272,7 @@ func TestLateBody(t *testing.T) {
 			t.Fatal(err)
 		}
 		text, _ := io.ReadAll(answer.Body)
-		if answer.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(text), "did not come within 2s") || time.Since(began) != bodyTimeout {
+		if answer.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(text), "did not come within "+bodyTimeout.String()) || time.Since(began) != bodyTimeout {
 			t.Errorf("%s %s after %s", answer.Status, text, time.Since(began))
 		}
 		_ = near.Close()
