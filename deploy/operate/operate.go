@@ -60,6 +60,8 @@ type Operator struct {
 	metadata metadata.Interface
 	leases   coordination.LeasesGetter
 	identity string
+	// removing holds the one installation that is taken away now.
+	removing chan struct{}
 
 	mu      sync.Mutex
 	keepers map[string]*keeper // by revision
@@ -96,7 +98,10 @@ func New(c Config) (*Operator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reach the API server: %w", err)
 	}
-	return &Operator{log: c.Logger, client: client, metadata: heads, leases: leases, identity: c.Identity, keepers: map[string]*keeper{}}, nil
+	return &Operator{
+		log: c.Logger, client: client, metadata: heads, leases: leases, identity: c.Identity,
+		removing: make(chan struct{}, 1), keepers: map[string]*keeper{},
+	}, nil
 }
 
 // errLost says that another operator may work now.

@@ -357,7 +357,9 @@ func (r *rig) removes() {
 	if got := r.kubectl("get", "deployments", "-n", deploy.Namespace, "-o", "name"); strings.Contains(got, "canary") {
 		r.Errorf("there is left %s", got)
 	}
-	r.kubectl("delete", "installation", "default")
+	r.want("canary", "")
+	r.settled("canary")
+	r.kubectl("delete", "installations", "--all") // at once; the last one takes what they share
 	got := r.kubectl("get", "deployments,services,configmaps,roles,clusterroles,mutatingwebhookconfigurations", "-A", "-l", apply.LabelInstallation, "-o", "name")
 	if got != "" {
 		r.Errorf("there is left %s", got)

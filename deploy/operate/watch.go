@@ -94,7 +94,7 @@ func (o *Operator) keeper(revision string) *keeper {
 		case i.DeletionTimestamp != nil:
 			k.remove(true)
 			defer k.remove(false)
-			return a.Finish(ctx, *i, readyWithin)
+			return o.finish(ctx, a, *i)
 		}
 		if err := a.Hold(ctx, *i); err != nil {
 			return err
@@ -102,6 +102,18 @@ func (o *Operator) keeper(revision string) *keeper {
 		return a.Keep(ctx, *i, readyWithin)
 	}
 	return k
+}
+
+// finish takes an installation away. Of several that are deleted at once the last one takes what they share, so that they go
+// one after the other.
+func (o *Operator) finish(ctx context.Context, a *apply.Applier, i apply.Installation) error {
+	select {
+	case o.removing <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-o.removing }()
+	return a.Finish(ctx, i, readyWithin)
 }
 
 // keep runs a keeper until its Installation is gone for good: another one may come under the same name.
