@@ -3,12 +3,15 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
@@ -34,9 +37,9 @@ var customs = []custom{
 	{api.KindSidecar, networkGroup, "sidecars", networkVersions},
 	{api.KindEnvoyFilter, networkGroup, "envoyfilters", []string{"v1alpha3"}},
 	{api.KindProxyConfig, networkGroup, "proxyconfigs", []string{"v1beta1"}},
-	{api.KindPeerAuthentication, "security.istio.io", "peerauthentications", []string{"v1", "v1beta1"}},
-	{api.KindAuthorizationPolicy, "security.istio.io", "authorizationpolicies", []string{"v1", "v1beta1"}},
-	{api.KindRequestAuthentication, "security.istio.io", "requestauthentications", []string{"v1", "v1beta1"}},
+	{api.KindPeerAuthentication, securityGroup, "peerauthentications", []string{"v1", "v1beta1"}},
+	{api.KindAuthorizationPolicy, securityGroup, "authorizationpolicies", []string{"v1", "v1beta1"}},
+	{api.KindRequestAuthentication, securityGroup, "requestauthentications", []string{"v1", "v1beta1"}},
 	{api.KindTelemetry, "telemetry.istio.io", "telemetries", []string{"v1", "v1alpha1"}},
 	{api.KindWasmPlugin, "extensions.istio.io", "wasmplugins", []string{"v1alpha1"}},
 	{api.KindTrafficExtension, "extensions.istio.io", "trafficextensions", []string{"v1alpha1"}},
@@ -47,14 +50,18 @@ var customs = []custom{
 	{api.KindReferenceGrant, api.GroupGateway, "referencegrants", gatewayVersions},
 }
 
-const networkGroup = "networking.istio.io"
+const (
+	networkGroup  = "networking.istio.io"
+	securityGroup = "security.istio.io"
+)
 
 var (
 	networkVersions = []string{"v1", "v1beta1", "v1alpha3"}
 	gatewayVersions = []string{"v1", "v1beta1"}
 )
 
-// definitions is the resource of CustomResourceDefinitions, of which only the names are read.
+// definitions is the resource of CustomResourceDefinitions, of which only the names are read, but for one
+// whose kind is not served.
 var definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 
 // crdFeed tells which kinds are installed.
@@ -144,7 +151,17 @@ type version struct {
 	found schema.GroupVersionResource
 }
 
-// served returns the resource in its version. A kind whose definition is a moment old is not served yet.
+// unservedError is that a kind is defined in no version that we read, so that it has no objects for us.
+type unservedError struct {
+	custom
+	cause string
+}
+
+func (e *unservedError) Error() string {
+	return fmt.Sprintf("served in none of the versions %v that are read: %s; see `kubectl describe crd %s`", e.versions, e.cause, e.definition())
+}
+
+// served returns the resource in its version; or an *unservedError.
 func (v *version) served(ctx context.Context) (schema.GroupVersionResource, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -168,7 +185,57 @@ func (v *version) served(ctx context.Context) (schema.GroupVersionResource, erro
 			return v.found, nil
 		}
 	}
-	return v.found, fmt.Errorf("%s is defined, but served in none of the versions %v", v.definition(), v.versions)
+	return v.found, v.absent(ctx)
+}
+
+// definition is what is read of a CustomResourceDefinition.
+type definition struct {
+	Spec struct {
+		Versions []struct {
+			Name   string `json:"name"`
+			Served bool   `json:"served"`
+		} `json:"versions"`
+	} `json:"spec"`
+	Status struct {
+		Conditions []metav1.Condition `json:"conditions"`
+	} `json:"status"`
+}
+
+// absent is why a kind is not served. Where its definition says that it should be, the definition is a moment old, or the
+// API server is that was asked: there may be objects that nobody sees yet.
+func (v *version) absent(ctx context.Context) error {
+	raw, err := v.api.discovery.Get().AbsPath("/apis", definitions.Group, definitions.Version, definitions.Resource).
+		Param("fieldSelector", fields.OneTermEqualSelector("metadata.name", v.definition()).String()).
+		SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx).Raw()
+	var list struct {
+		Items []definition `json:"items"`
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &list)
+	}
+	if err != nil {
+		return err
+	}
+	for _, d := range list.Items {
+		var has []string
+		for _, x := range d.Spec.Versions {
+			if x.Served {
+				has = append(has, x.Name)
+			}
+		}
+		if !slices.ContainsFunc(has, func(name string) bool { return slices.Contains(v.versions, name) }) {
+			err := &unservedError{v.custom, fmt.Sprintf("its definition has %v", has)}
+			if v.group == securityGroup {
+				return errors.New(err.Error()) // there may be policies in these, and doubt denies
+			}
+			return err
+		}
+		names := meta.FindStatusCondition(d.Status.Conditions, "NamesAccepted")
+		if names != nil && names.Status == metav1.ConditionFalse && !meta.IsStatusConditionTrue(d.Status.Conditions, "Established") {
+			return &unservedError{v.custom, "its names are not accepted: " + names.Message}
+		}
+	}
+	return fmt.Errorf("%s is defined, but not served yet", v.definition())
 }
 
 // judge notes that a version is not served any more.

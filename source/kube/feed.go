@@ -124,16 +124,24 @@ func (f *feed) trouble() error {
 		return fmt.Errorf("may not be read: %w; give lateend's service account the right to list and watch them", err)
 	case f.synced:
 		return fmt.Errorf("cannot be watched, what was last read of them stays in force: %w", err)
+	case unserved(err):
+		return fmt.Errorf("none of them is in force, and what else there is does not wait for them: %w", err)
 	default:
 		return fmt.Errorf("cannot be read, and nothing is in force before they are: %w", err)
 	}
 }
 
-// settled reports whether the feed was read once, or need not be.
+// settled reports whether the feed was read once, or need not be: a kind that is served in no version that we read has no
+// objects for us.
 func (f *feed) settled() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.synced || f.closing || f.optional && f.failure != nil
+	return f.synced || f.closing || f.optional && f.failure != nil || unserved(f.failure)
+}
+
+func unserved(err error) bool {
+	_, so := errors.AsType[*unservedError](err)
+	return so
 }
 
 // end stops the feed and leaves word that all its objects are gone.

@@ -82,13 +82,6 @@ func (s *apiServer) define() {
 	}
 }
 
-func (s *apiServer) defineOne(c custom) {
-	s.put(object{
-		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": object{"name": c.definition()},
-		"spec": object{"versions": c.versions},
-	})
-}
-
 // kindOf is an object's kind as package api names it.
 func kindOf(o object) string {
 	kind, _ := o["kind"].(string)
@@ -354,7 +347,7 @@ func (s *apiServer) serveVersion(w http.ResponseWriter, r *http.Request, group, 
 		list = append(list, object{"name": "clustertrustbundles"})
 	}
 	for _, c := range customs {
-		if c.group == group && slices.Contains(c.versions, version) && s.get("CustomResourceDefinition", "/"+c.definition()) != nil {
+		if c.group == group && s.servesIn(c, version) {
 			list = append(list, object{"name": c.resource})
 		}
 	}
