@@ -19,7 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// vouchRetry is how soon it is looked again whether a registration can be made to count.
+// vouchRetry is how soon it is looked again whether a registration can be made to count: twice as long each time, up to
+// rootsRetry, until it counts or is another one.
 const vouchRetry = time.Second
 
 // registration is one of our webhooks as the API server has it: what of it is ours to write.
@@ -56,20 +57,26 @@ func (s *Store) registrations() []registration {
 func (s *Store) vouch(ctx context.Context, at registration) {
 	f := s.clusterWide(at.resource, at.name)
 	var registered *unstructured.Unstructured
-	told := ""
+	again := time.AfterFunc(rootsRetry, func() { f.notice() })
+	defer again.Stop()
+	again.Stop()
+	wait, told := vouchRetry, ""
 	s.tend(ctx, func(n []news) {
 		if n[0].whole {
 			registered = nil
 		}
 		for _, item := range n[0].items {
 			registered, _ = item.(*unstructured.Unstructured)
+			wait = vouchRetry
 		}
 		more, err := false, f.trouble()
 		if registered != nil && err == nil {
 			more, err = s.believe(ctx, at, registered)
 		}
+		again.Stop()
 		if more {
-			time.AfterFunc(vouchRetry, f.notice)
+			again.Reset(wait)
+			wait = min(2*wait, rootsRetry)
 		}
 		if err == nil {
 			told = ""
