@@ -105,6 +105,7 @@ type Control struct {
 	written    map[mesh.Ref]struct{}    // workloads of the configuration
 	registered map[mesh.Ref]mesh.Object // workloads that registered themselves
 	told       []source.Finding         // in the log
+	refused    []api.Fault              // the same
 }
 
 // New reads the configuration and prepares everything; nothing is served yet. The state folder and the socket are
@@ -228,14 +229,7 @@ func (c *Control) identify(ctx context.Context) (string, error) {
 func (c *Control) tell(list []source.Finding) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	known := make(map[source.Finding]struct{}, len(c.told))
-	for _, f := range c.told {
-		known[f] = struct{}{}
-	}
-	for _, f := range list {
-		if _, told := known[f]; told {
-			continue
-		}
+	for _, f := range unsaid(list, c.told) {
 		level := slog.LevelWarn
 		if f.Level == source.LevelInfo {
 			level = slog.LevelInfo
@@ -245,10 +239,28 @@ func (c *Control) tell(list []source.Finding) {
 	c.told = list
 }
 
+// report logs faults that were not there before.
 func (c *Control) report(faults []api.Fault) {
-	for _, f := range faults {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range unsaid(faults, c.refused) {
 		c.log.Error("configuration refused; the last good one stays in force", "fault", f.String())
 	}
+	c.refused = faults
+}
+
+// unsaid are those of a list that are not among what was said before.
+func unsaid[T comparable](list, before []T) (out []T) {
+	known := make(map[T]struct{}, len(before))
+	for _, x := range before {
+		known[x] = struct{}{}
+	}
+	for _, x := range list {
+		if _, said := known[x]; !said {
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 // Run serves until ctx ends and returns when all that it started has ended.

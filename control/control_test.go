@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/compile"
 	"github.com/lateen-mesh/lateen/mesh"
 	"github.com/lateen-mesh/lateen/plan"
@@ -299,5 +301,18 @@ func TestEnvoyRegistryOnly(t *testing.T) {
 	}
 	if changed := b.source.changed(open, nil); len(changed) > 0 {
 		t.Errorf("told without a change: %v", changed)
+	}
+}
+
+// TestReport: the log tells each fault once, as long as it is there.
+func TestReport(t *testing.T) {
+	var log strings.Builder
+	b := newBench(t, Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	one, two := api.Fault{Object: "one", Message: "torn"}, api.Fault{Object: "two", Message: "torn"}
+	for _, list := range [][]api.Fault{{one}, {one, two}, {two}, {one, two}} {
+		b.report(list)
+	}
+	if first, second := strings.Count(log.String(), "one: torn"), strings.Count(log.String(), "two: torn"); first != 2 || second != 1 {
+		t.Errorf("told %d and %d times, want 2 and 1:\n%s", first, second, log.String())
 	}
 }

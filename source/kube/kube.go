@@ -47,8 +47,8 @@ type Config struct {
 	// Apply receives what changes in the picture: first everything at once, and then whatever differs, one call at a
 	// time. It must not call the Store.
 	Apply func(changes []mesh.Change)
-	// Found receives all findings whenever they differ, and Report all faults: why objects, or all of one kind, are not
-	// in force as they are written. One call at a time; they must not call the Store.
+	// Found receives all findings whenever they differ, and Report all faults: why objects are not in force as they are
+	// written. One call at a time; they must not call the Store.
 	Found  func([]source.Finding)
 	Report func([]api.Fault)
 	// Namespace is where lateend runs, and has its Lease; empty is that of its pod, or istio-system.
@@ -105,9 +105,10 @@ type Store struct {
 	serving atomic.Pointer[map[string]string]
 	since   time.Time
 	told    []source.Finding
-	faults  []api.Fault
-	changed time.Time // when findings may have changed; zero: they have not
-	looked  bool      // findings were looked for once
+	refused []api.Fault // why objects are not in force
+	unread  []api.Fault // the same of all of a resource
+	changed time.Time   // when findings may have changed; zero: they have not
+	looked  bool        // findings were looked for once
 }
 
 // Open prepares a Store; nothing is asked of the API server before Run.
@@ -290,21 +291,25 @@ func (s *Store) still(now time.Time) (warnings []api.Fault, due bool) {
 	return s.picture.warnings(), true
 }
 
-// report tells the faults if they differ. The caller holds mu.
+// report tells the faults if they differ, and logs of resources why they cannot be read. The caller holds mu.
 func (s *Store) report() {
-	var faults []api.Fault
+	var unread []api.Fault
 	for _, f := range s.feeds {
 		if err := f.trouble(); err != nil {
-			faults = append(faults, api.Fault{Object: f.name, Message: err.Error()})
+			unread = append(unread, api.Fault{Object: f.name, Message: err.Error()})
 		}
 	}
-	faults = append(faults, s.picture.faults()...)
-	if slices.Equal(faults, s.faults) {
-		return
+	for _, f := range unread {
+		if !slices.Contains(s.unread, f) {
+			s.log.Warn("the API server does not give what the configuration is made of; trying again", "resource", f.Object, "cause", f.Message)
+		}
 	}
-	s.faults = faults
-	if s.config.Report != nil {
-		s.config.Report(slices.Clone(faults))
+	s.unread = unread
+	if refused := s.picture.faults(); !slices.Equal(refused, s.refused) {
+		s.refused = refused
+		if s.config.Report != nil {
+			s.config.Report(slices.Clone(refused))
+		}
 	}
 }
 
@@ -313,7 +318,7 @@ func (s *Store) Status() source.Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return source.Status{
-		Faults: slices.Clone(s.faults), Findings: slices.Clone(s.told), Objects: s.picture.set.Len(), Since: s.since,
+		Faults: slices.Concat(s.unread, s.refused), Findings: slices.Clone(s.told), Objects: s.picture.set.Len(), Since: s.since,
 	}
 }
 

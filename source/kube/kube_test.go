@@ -1,7 +1,9 @@
 package kube
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -485,4 +487,51 @@ spec:
 	}
 	s.remove("Gateway", "default/g")
 	r.await("nothing refers to it", func() bool { return r.object(mesh.KindSecret, "edge", "front") == nil })
+}
+
+// TestHiccup: where a resource cannot be read for a while it is told by itself, and what is refused is not told again.
+func TestHiccup(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	s.apply(ruleText("a", "never"))
+	var mu sync.Mutex
+	var log bytes.Buffer
+	var reports [][]api.Fault
+	store, err := Open(Config{
+		Cluster: s.cluster(), Logger: slog.New(slog.NewTextHandler(&lockedWriter{mu: &mu, w: &log}, nil)),
+		Report: func(f []api.Fault) { mu.Lock(); defer mu.Unlock(); reports = append(reports, f) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, server: s, Store: store}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	refused := func(object string) func() bool {
+		return func() bool {
+			return slices.ContainsFunc(r.Status().Faults, func(f api.Fault) bool { return f.Object == object })
+		}
+	}
+	r.await("the rule is refused", refused("DestinationRule default/a"))
+	breaks := func(so bool) {
+		s.mu.Lock()
+		s.broken = func(path string) bool { return so && path == "/api/v1/pods" }
+		s.mu.Unlock()
+	}
+	breaks(true)
+	s.cut()
+	r.await("pods cannot be read", refused("pods"))
+	breaks(false)
+	r.await("pods can be read again", func() bool { return !refused("pods")() })
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if len(reports) != 1 || len(reports[0]) != 1 || reports[0][0].Object != "DestinationRule default/a" {
+		t.Errorf("reported %v", reports)
+	}
+	if !strings.Contains(log.String(), "resource=pods") {
+		t.Errorf("the log says nothing of pods:\n%s", log.String())
+	}
 }

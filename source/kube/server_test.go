@@ -38,8 +38,9 @@ type apiServer struct {
 	noStream bool                     // initial events are not offered, as by older servers
 	requests []string
 	reviews  func(token string, audiences []string) map[string]any
-	refusals map[string]string // why objects of a name are not created
-	probes   int               // how many were not
+	refusals map[string]string      // why objects of a name are not created
+	probes   int                    // how many were not
+	broken   func(path string) bool // which requests fail; nil: none. It is called under mu
 }
 
 type object = map[string]any
@@ -288,6 +289,13 @@ func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	group, version := "", parts[1]
 	rest := parts[2:]
+	s.mu.Lock()
+	broken := s.broken != nil && s.broken(r.URL.Path)
+	s.mu.Unlock()
+	if broken {
+		refusal(w, http.StatusInternalServerError, "InternalError")
+		return
+	}
 	if parts[0] == "apis" {
 		group, version, rest = parts[1], parts[2], parts[3:]
 	}
