@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,13 +26,10 @@ const (
 var trustVersions = []string{"v1", "v1beta1"}
 
 // entrust keeps the roots in a ClusterTrustBundle until ctx ends, if the API server has such: that may change with it
-// only, so that it is asked once.
+// only, so that it is asked until it answers once.
 func (s *Store) entrust(ctx context.Context) {
-	resource, err := s.trustResource(ctx)
-	if err != nil && ctx.Err() == nil {
-		s.log.Log(ctx, slog.LevelWarn, "the API server does not say whether it has ClusterTrustBundles; none is written", "cause", err)
-	}
-	if err != nil || resource.Version == "" {
+	resource := s.askTrust(ctx)
+	if resource.Version == "" {
 		return
 	}
 	f := s.clusterWide(resource, TrustName)
@@ -55,6 +53,27 @@ func (s *Store) entrust(ctx context.Context) {
 			s.log.Log(ctx, slog.LevelWarn, "the mesh's roots cannot be written", "clustertrustbundle", TrustName, "cause", err)
 		}
 	}, f)
+}
+
+// askTrust asks how ClusterTrustBundles are served until the API server says so, or ctx ends; without a version they are not.
+func (s *Store) askTrust(ctx context.Context) schema.GroupVersionResource {
+	retry := time.NewTicker(s.retry)
+	defer retry.Stop()
+	for told := ""; ; {
+		resource, err := s.trustResource(ctx)
+		if err == nil || ctx.Err() != nil {
+			return resource
+		}
+		if err.Error() != told {
+			told = err.Error()
+			s.log.Log(ctx, slog.LevelWarn, "the API server does not say whether it has ClusterTrustBundles; until it does none is written", "cause", err)
+		}
+		select {
+		case <-ctx.Done():
+			return resource
+		case <-retry.C:
+		}
+	}
 }
 
 // trustResource is how ClusterTrustBundles are served; without a version they are not.

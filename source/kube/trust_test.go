@@ -51,3 +51,31 @@ func TestTrust(t *testing.T) {
 		}
 	}
 }
+
+// TestTrustAskedAgain: an API server that does not say at first whether it has ClusterTrustBundles is asked until it does.
+func TestTrustAskedAgain(t *testing.T) {
+	s := newServer(t)
+	s.trusts = true
+	asked := 0
+	s.broken = func(path string) bool {
+		if path != "/apis/certificates.k8s.io/v1" {
+			return false
+		}
+		asked++
+		return asked < 3
+	}
+	store, err := Open(Config{Cluster: s.cluster(), Roots: func() []byte { return []byte("PEM\n") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.retry = 10 * time.Millisecond
+	r := &rig{t: t, server: s, Store: store}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	r.await("the roots", func() bool { return s.get("ClusterTrustBundle", "/"+TrustName) != nil })
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
