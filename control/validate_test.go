@@ -53,6 +53,7 @@ func TestValidate(t *testing.T) {
 		{"faulty, but going", strings.Replace(faulty, `"name":"a"`, `"name":"a","deletionTimestamp":"2026-01-02T03:04:05Z"`, 1), admission.Update, "", ""},
 		{"two faults", object("Gateway", `{"servers":[{"hosts":[],"port":{"number":0,"name":"http","protocol":"X"}}]}`), admission.Create, "\n", ""},
 		{"doubtful", object("VirtualService", `{"hosts":["a"],"http":[{"mirror":{"host":"b"},"mirrorPercent":1,"route":[{"destination":{"host":"a"}}]}]}`), admission.Create, "", "spec.http[0].mirrorPercent: is deprecated; write mirrorPercentage instead"},
+		{"another implementation's", `{"apiVersion":"gateway.networking.k8s.io/v1","kind":"TLSRoute","metadata":{"name":"a","namespace":"shop"}}`, admission.Create, "", ""},
 		{"no object", `7`, admission.Create, "must be an object", ""},
 	} {
 		got := b.validate(nil, &admission.AdmissionRequest{Operation: tt.operation, Object: runtime.RawExtension{Raw: []byte(tt.object)}})

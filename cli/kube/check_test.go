@@ -197,6 +197,14 @@ func TestAfter(t *testing.T) {
 		{"greedy", func(s *stage) { s.hook().Webhooks[2].NamespaceSelector = &meta.LabelSelector{} }, "it is asked about pods of kube-system, too"},
 		{"roots that are none", func(s *stage) {
 			for _, namespace := range []string{deploy.Namespace, "shop"} {
+		{"no endpoints for what may go unjudged", func(s *stage) {
+			drop[*discovery.EndpointSlice](s, deploy.Namespace, "lateend-x")
+			hook := s.hook().Webhooks[0]
+			s.put(&admission.ValidatingWebhookConfiguration{
+				ObjectMeta: named("", "lateen-validator", map[string]string{labelInstallation: "default"}),
+				Webhooks:   []admission.ValidatingWebhook{{Name: "judge", ClientConfig: hook.ClientConfig, FailurePolicy: new(admission.Ignore)}},
+			})
+		}, "lateen-validator judge: Service istio-system/lateend has no endpoint that is ready: what it is asked about is let in unjudged"},
 				get[*core.ConfigMap](s, namespace, rootsName).Data[rootsKey] = "x"
 			}
 		}, "× the mesh's roots are good now, and for --cert-days more\n    the ConfigMap istio-ca-root-cert has no certificate"},

@@ -156,7 +156,11 @@ func hookServed(ctx context.Context, l *look, h hook) (string, error) {
 			return "", nil
 		}
 	}
-	return fmt.Sprintf("Service %s/%s has no endpoint that is ready: what it is asked about is refused", s.Namespace, s.Name), nil
+	becomes := "refused"
+	if h.policy != nil && *h.policy == admission.Ignore {
+		becomes = "let in unjudged"
+	}
+	return fmt.Sprintf("Service %s/%s has no endpoint that is ready: what it is asked about is %s", s.Namespace, s.Name, becomes), nil
 }
 
 func hookStrict(_ context.Context, _ *look, h hook) (string, error) {

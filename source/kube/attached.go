@@ -79,12 +79,9 @@ func (w *statusWriter) refusedStatus(ref api.Ref, a *account) map[string]any {
 	refused := func(reason string) []metav1.Condition {
 		return []metav1.Condition{{Type: conditionAccepted, Status: metav1.ConditionFalse, Reason: reason, Message: told(a.faults)}}
 	}
-	ours := func(kind, namespace, name string) bool {
-		return w.attached[api.Ref{Kind: kind, Namespace: namespace, Name: name}] != nil
-	}
 	switch ref.Kind {
 	case api.KindListenedGateway:
-		if !ours(ref.Kind, ref.Namespace, ref.Name) && !ours(api.KindGatewayClass, "", a.class) {
+		if !w.ours(ref.Kind, ref.Namespace, ref.Name) && !w.ours(api.KindGatewayClass, "", a.class) {
 			return nil
 		}
 		own := asJSON(&gatewayapi.GatewayStatus{Conditions: refused(string(gatewayapi.GatewayReasonInvalid))})
@@ -92,9 +89,7 @@ func (w *statusWriter) refusedStatus(ref api.Ref, a *account) map[string]any {
 	case api.KindHTTPRoute, api.KindGRPCRoute:
 		var st gatewayapi.RouteStatus
 		for _, p := range a.parents {
-			kind := or(p.Group, api.GroupGateway) + "/" + or(p.Kind, api.KindGateway)
-			gateway := kind == api.GroupGateway+"/"+api.KindGateway && ours(api.KindListenedGateway, or(p.Namespace, ref.Namespace), string(p.Name))
-			if gateway || kind == "/"+api.KindService {
+			if w.ourParent(ref.Namespace, p) {
 				st.Parents = append(st.Parents, gatewayapi.RouteParentStatus{
 					ParentRef: p, ControllerName: attach.Controller, Conditions: refused(string(gatewayapi.RouteReasonUnsupportedValue)),
 				})
@@ -105,6 +100,41 @@ func (w *statusWriter) refusedStatus(ref api.Ref, a *account) map[string]any {
 		}
 	}
 	return nil
+}
+
+// ours reports whether an object of the Gateway API is in force as ours. The caller holds mu.
+func (w *statusWriter) ours(kind, namespace, name string) bool {
+	return w.attached[api.Ref{Kind: kind, Namespace: namespace, Name: name}] != nil
+}
+
+// ourParent reports whether the parent of a route in a namespace is a Gateway of ours, or a Service. The caller holds mu.
+func (w *statusWriter) ourParent(namespace string, p gatewayapi.ParentReference) bool {
+	switch or(p.Group, api.GroupGateway) + "/" + or(p.Kind, api.KindGateway) {
+	case api.GroupGateway + "/" + api.KindGateway:
+		return w.ours(api.KindListenedGateway, or(p.Namespace, namespace), string(p.Name))
+	case "/" + api.KindService:
+		return true
+	}
+	return false
+}
+
+// owns reports whether an object of the Gateway API, which may have faults, is this mesh's alone: by its class, or by all its
+// parents. Where nothing is in force yet nothing is known to be.
+func (w *statusWriter) owns(u *unstructured.Unstructured) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var of standing
+	of.refers(u)
+	switch ref := refOf(u); ref.Kind {
+	case api.KindGatewayClass:
+		controller, _, _ := unstructured.NestedString(u.Object, "spec", "controllerName")
+		return controller == attach.Controller
+	case api.KindListenedGateway:
+		return w.ours(api.KindGatewayClass, "", of.class)
+	case api.KindHTTPRoute, api.KindGRPCRoute:
+		return len(of.parents) > 0 && !slices.ContainsFunc(of.parents, func(p gatewayapi.ParentReference) bool { return !w.ourParent(ref.Namespace, p) })
+	}
+	return false
 }
 
 // or is what a text points to, or else the other.

@@ -5,13 +5,20 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
 	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/source"
 )
 
 // Judge says what is wrong with an object, in JSON, that somebody wants to write; if nothing is, it is returned with what
-// else there is to say of it as it would stand among all that is in force. Nothing changes by it.
+// else there is to say of it as it would stand among all that is in force. Nothing changes by it. Of the Gateway API's objects
+// only those are judged that are this mesh's alone: of another one it is not ours to say what is wrong with it.
 func (s *Store) Judge(raw []byte) (*api.Object, []api.Fault, []source.Finding) {
+	var u unstructured.Unstructured
+	if u.UnmarshalJSON(raw) == nil && u.GroupVersionKind().Group == api.GroupGateway && !s.status.owns(&u) {
+		return nil, nil, nil
+	}
 	r := api.DecodeStored(raw)
 	if len(r.Faults) > 0 || len(r.Objects) != 1 {
 		return nil, r.Faults, nil

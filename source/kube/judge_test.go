@@ -57,3 +57,55 @@ spec: {host: nowhere}
 		t.Error("a fault is not told")
 	}
 }
+
+// TestJudgeOthers: of the Gateway API's objects only those are judged that are this mesh's alone.
+func TestJudgeOthers(t *testing.T) {
+	s := newServer(t)
+	s.define()
+	s.apply(gatewayClass + strings.NewReplacer("name: lateen", "name: other", "lateen.dev", "other.dev").Replace(gatewayClass) + `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec: {gatewayClassName: lateen, listeners: [{name: http, port: 80, protocol: HTTP}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: theirs}
+spec: {gatewayClassName: other, listeners: [{name: http, port: 80, protocol: HTTP}]}
+`)
+	r := follow(t, s)
+	r.read()
+	object := func(version, kind, spec string) string {
+		return `{"apiVersion":"gateway.networking.k8s.io/` + version + `","kind":"` + kind + `","metadata":{"name":"x","namespace":"default"},"spec":` + spec + `}`
+	}
+	r.await("it is known what is ours", func() bool {
+		_, faults, _ := r.Judge([]byte(object("v1", "Gateway", `{"gatewayClassName":"lateen","speed":1}`)))
+		return len(faults) > 0
+	})
+	route := func(parents string) string {
+		return object("v1", "HTTPRoute", `{"parentRefs":[`+parents+`],"speed":1}`)
+	}
+	const ours, theirs, service = `{"name":"edge"}`, `{"name":"theirs"}`, `{"group":"","kind":"Service","name":"web"}`
+	for _, tt := range []struct {
+		name, raw string
+		refused   bool
+	}{
+		{"a kind that is not read", object("v1alpha2", "TLSRoute", `{"parentRefs":[`+ours+`]}`), false},
+		{"a version that is not read", object("v1alpha2", "HTTPRoute", `{"parentRefs":[`+theirs+`]}`), false},
+		{"a route of theirs", route(theirs), false},
+		{"a route of a Gateway that is not there", route(`{"name":"nowhere"}`), false},
+		{"a route of ours and theirs", route(ours + "," + theirs), false},
+		{"a route of ours", route(ours), true},
+		{"a route within the mesh", route(service), true},
+		{"a route of nobody", route(""), false},
+		{"a Gateway of theirs", object("v1", "Gateway", `{"gatewayClassName":"other","speed":1}`), false},
+		{"a Gateway of ours", object("v1", "Gateway", `{"gatewayClassName":"lateen","speed":1}`), true},
+		{"a class of theirs", object("v1", "GatewayClass", `{"controllerName":"other.dev/gateway-controller","speed":1}`), false},
+		{"a class of ours", object("v1", "GatewayClass", `{"controllerName":"lateen.dev/gateway-controller","speed":1}`), true},
+		{"a grant, which is for all", object("v1", "ReferenceGrant", `{"speed":1}`), false},
+	} {
+		if _, faults, _ := r.Judge([]byte(tt.raw)); (len(faults) > 0) != tt.refused {
+			t.Errorf("%s: %v, want a refusal: %t", tt.name, faults, tt.refused)
+		}
+	}
+}

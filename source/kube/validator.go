@@ -19,6 +19,9 @@ const (
 	probeWord = `validate.lateen.dev" denied the request`
 	// probeCondition is the condition by which the webhook is asked about the probe and nothing else.
 	probeCondition = "probe"
+	// gatewayHook ends the names of the webhooks that are asked about objects of the Gateway API. The chart gives them the
+	// failurePolicy Ignore, as other implementations read these objects as well and must not depend on us.
+	gatewayHook = "gateway-api.validate.lateen.dev"
 )
 
 // validator brings the validation webhook into force. Its registration comes without rules, so that it is asked about
@@ -28,22 +31,23 @@ const (
 // of its next apply on the server's side.
 type validator struct {
 	store *Store
-	// ruled: the rules are, or once were, those of this server, which may be of another version than who wrote them before.
-	// Of servers of two versions the last one to start wins.
-	ruled bool
+	// ruled are the webhooks, by name, whose rules are, or once were, those of this server, which may be of another version
+	// than who wrote them before. Of servers of two versions the last one to start wins.
+	ruled map[string]bool
 }
 
 // complete brings rules and conditions into the webhooks. more: they are soon in force.
 func (v *validator) complete(ctx context.Context, hooks []any) (more bool) {
-	wanted := rules()
 	for _, h := range hooks {
 		hook, _ := h.(map[string]any)
+		name, _ := hook["name"].(string)
+		wanted := rules(name)
 		switch written := hook["rules"]; {
 		case hook == nil:
 		case written == nil:
 			hook["rules"], hook["matchConditions"] = wanted, condition()
 			more = true
-		case !v.ruled && !reflect.DeepEqual(written, wanted):
+		case !v.ruled[name] && !reflect.DeepEqual(written, wanted):
 			hook["rules"] = wanted
 			more = true
 		case reflect.DeepEqual(hook["matchConditions"], condition()):
@@ -51,9 +55,9 @@ func (v *validator) complete(ctx context.Context, hooks []any) (more bool) {
 				return soon
 			}
 			delete(hook, "matchConditions")
-			v.ruled = true
+			v.ruled[name] = true
 		default:
-			v.ruled = true
+			v.ruled[name] = true
 		}
 	}
 	return more
@@ -63,18 +67,33 @@ func condition() any {
 	return []any{map[string]any{"name": probeCondition, "expression": `object.metadata.name == "` + probeName + `"`}}
 }
 
-// rules are what the webhook is asked about: what creates or changes an object of Istio's groups; not what deletes one,
-// nor writes its status.
-func rules() []any {
-	var groups []any
-	for _, c := range customs {
-		if len(groups) == 0 || groups[len(groups)-1] != c.group {
-			groups = append(groups, c.group)
+// rules are what a webhook is asked about: what creates or changes an object, not what deletes one, nor writes its status.
+// Istio's groups are the mesh's, whatever is in them. Of the Gateway API there are kinds and versions that others read and we
+// do not; a version that the API server can convert into one of these comes as that (matchPolicy Equivalent, its default).
+func rules(hook string) []any {
+	rule := func(group string, versions, resources []any) any {
+		return map[string]any{
+			"apiGroups": []any{group}, "apiVersions": versions, "operations": []any{"CREATE", "UPDATE"}, "resources": resources, "scope": "*",
 		}
 	}
-	return []any{map[string]any{
-		"apiGroups": groups, "apiVersions": []any{"*"}, "operations": []any{"CREATE", "UPDATE"}, "resources": []any{"*"}, "scope": "*",
-	}}
+	ofGateways := strings.HasSuffix(hook, gatewayHook)
+	var out []any
+	var groups []string
+	for _, c := range customs {
+		switch {
+		case ofGateways != (c.group == api.GroupGateway):
+		case ofGateways:
+			var versions []any
+			for _, v := range c.versions {
+				versions = append(versions, v)
+			}
+			out = append(out, rule(c.group, versions, []any{c.resource}))
+		case !slices.Contains(groups, c.group):
+			groups = append(groups, c.group)
+			out = append(out, rule(c.group, []any{"*"}, []any{"*"}))
+		}
+	}
+	return out
 }
 
 // probe reports whether the API server refuses, as our webhook says, a Gateway that opens no port; if not, whether it may

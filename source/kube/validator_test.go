@@ -3,7 +3,10 @@ package kube
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 const validationText = `
@@ -13,7 +16,36 @@ metadata: {name: ours}
 webhooks:
 - {name: rev.validate.lateen.dev, clientConfig: {service: {name: lateend}}, failurePolicy: Fail}
 - {name: validate.lateen.dev, clientConfig: {service: {name: lateend}}, failurePolicy: Fail}
+- {name: gateway-api.validate.lateen.dev, clientConfig: {service: {name: lateend}}, failurePolicy: Ignore}
 `
+
+// askedAbout is what each webhook is asked about. Of the Gateway API it is what we read: other implementations read more.
+var askedAbout = map[string][]string{
+	"rev.validate.lateen.dev": ofIstio, "validate.lateen.dev": ofIstio,
+	"gateway-api.validate.lateen.dev": {
+		"[gateway.networking.k8s.io] [v1 v1beta1] [gatewayclasses]", "[gateway.networking.k8s.io] [v1 v1beta1] [gateways]",
+		"[gateway.networking.k8s.io] [v1 v1beta1] [httproutes]", "[gateway.networking.k8s.io] [v1] [grpcroutes]",
+		"[gateway.networking.k8s.io] [v1 v1beta1] [referencegrants]",
+	},
+}
+
+var ofIstio = []string{
+	"[networking.istio.io] [*] [*]", "[security.istio.io] [*] [*]", "[telemetry.istio.io] [*] [*]", "[extensions.istio.io] [*] [*]",
+}
+
+// ruled are the rules of webhooks, by name.
+func ruled(hooks []object) map[string][]string {
+	out := map[string][]string{}
+	for _, h := range hooks {
+		name, _ := h["name"].(string)
+		list, _ := h["rules"].([]any)
+		for _, x := range list {
+			r, _ := x.(object)
+			out[name] = append(out[name], fmt.Sprint(r["apiGroups"], r["apiVersions"], r["resources"]))
+		}
+	}
+	return out
+}
 
 // TestValidator: the validation webhook is asked about a probe alone until the API server has been seen to ask it.
 func TestValidator(t *testing.T) {
@@ -47,7 +79,7 @@ func TestValidator(t *testing.T) {
 					return false
 				}
 			}
-			return len(list) == 2
+			return len(list) == 3
 		}
 	}
 	s.apply(validationText)
@@ -69,6 +101,9 @@ func TestValidator(t *testing.T) {
 	r.await("rules without condition", all(func(h object) bool { return h["rules"] != nil && h["matchConditions"] == nil }))
 	if s.get("Gateway", "istio-system/"+probeName) != nil {
 		t.Error("the probe was stored")
+	}
+	if diff := cmp.Diff(askedAbout, ruled(hooks())); diff != "" {
+		t.Errorf("the webhooks are asked about others: %s", diff)
 	}
 	// Somebody applies it anew.
 	s.apply(validationText)

@@ -45,7 +45,7 @@ func (s *Store) registrations() []registration {
 		out = append(out, registration{of("mutatingwebhookconfigurations"), s.config.Webhook, nil})
 	}
 	if s.config.Validator != "" {
-		v := &validator{store: s}
+		v := &validator{store: s, ruled: map[string]bool{}}
 		out = append(out, registration{of("validatingwebhookconfigurations"), s.config.Validator, v.complete})
 	}
 	return out

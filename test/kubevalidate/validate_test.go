@@ -160,8 +160,23 @@ func ruleOf(name, host string) string {
 	return strings.NewReplacer("NAME", name, "HOST", host).Replace(rule)
 }
 
+// routeOf is a route with a pattern that is none, which the API server's schema lets pass.
+func routeOf(name, parent string) string {
+	return `
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: ` + name + `, namespace: default}
+spec: {parentRefs: [` + parent + `], rules: [{matches: [{path: {type: RegularExpression, value: "/(a"}}]}]}
+`
+}
+
+const (
+	parentService = `{group: "", kind: Service, name: web}`
+	parentTheirs  = `{name: theirs}`
+)
+
 // TestValidate: the webhook is asked once it answers, refuses and warns in the words of `lateen apply`, fails closed when it
-// is away, and goes out of the way by one command.
+// is away, but for what others read as well, and goes out of the way by one command.
 func TestValidate(t *testing.T) {
 	r := newRig(t)
 	r.register()
@@ -193,8 +208,17 @@ func TestValidate(t *testing.T) {
 	if said := r.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other}\n"); !strings.Contains(said, "created") {
 		t.Errorf("somebody else's object: %s", said)
 	}
+	if said := r.apply(routeOf("faulty", parentService)); !strings.Contains(said, "denied the request") {
+		t.Errorf("a route within the mesh, with a fault: %s", said)
+	}
+	if said := r.apply(routeOf("theirs", parentTheirs)); !strings.Contains(said, "created") {
+		t.Errorf("a route of somebody else's Gateway: %s", said)
+	}
 	r.step("objects are judged")
 	stop()
+	if said := r.apply(routeOf("unjudged", parentService)); !strings.Contains(said, "created") {
+		t.Errorf("a route without lateend: %s", said)
+	}
 	if said := r.apply(ruleOf("late", "late")); !strings.Contains(said, "failed calling webhook") {
 		t.Errorf("without lateend: %s", said)
 	}
