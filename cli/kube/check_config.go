@@ -65,6 +65,7 @@ func refusalOf(o map[string]any) (string, bool) {
 
 func nothingOdd(ctx context.Context, l *look) verdict {
 	list, err := l.states(ctx)
+	list = slices.DeleteFunc(slices.Clone(list), func(s controlState) bool { return !s.ready }) // unready tells of these
 	if v, may := askable(list, err); !may {
 		return v
 	}

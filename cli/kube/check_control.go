@@ -97,7 +97,8 @@ func controlReady(ctx context.Context, l *look) verdict {
 			why = append(why, fmt.Sprintf("pod %s: %s", p.Name, text))
 		}
 	}
-	return verdict{failed, why}
+	states, _ := l.states(ctx) // where they cannot be asked, another check says why
+	return verdict{failed, append(why, unready(states)...)}
 }
 
 // ailing says why a pod is not ready, looking at the containers of these names, or at all; empty: it is.
@@ -160,6 +161,7 @@ func controlImages(ctx context.Context, l *look) verdict {
 // controlState is what one lateend says.
 type controlState struct {
 	pod     string
+	ready   bool // else it has no proxies yet
 	proxies []show.Proxy
 	status  controlStatus
 	at      time.Time // by its clock
@@ -189,7 +191,7 @@ func (m message) String() string {
 	return text
 }
 
-// states asks every lateend that is ready for its state.
+// states asks every lateend that runs for its state. One that is not ready yet may not answer yet, either.
 func (l *look) states(ctx context.Context) ([]controlState, error) {
 	return once(l, "state of lateend", func() ([]controlState, error) {
 		pods, err := l.controlPods(ctx)
@@ -198,20 +200,38 @@ func (l *look) states(ctx context.Context) ([]controlState, error) {
 		}
 		var out []controlState
 		for _, p := range pods {
-			if !podReady(&p) {
+			if p.Status.Phase != core.PodRunning {
 				continue
 			}
-			s := controlState{pod: p.Name}
-			if s.at, err = l.dial.page(ctx, p.Namespace, p.Name, portControlAdmin, "/status", &s.status); err != nil {
+			s := controlState{pod: p.Name, ready: podReady(&p)}
+			s.at, err = l.dial.page(ctx, p.Namespace, p.Name, portControlAdmin, "/status", &s.status)
+			if err != nil && !s.ready {
+				continue
+			}
+			if err != nil {
 				return nil, err
 			}
-			if _, err = l.dial.page(ctx, p.Namespace, p.Name, portControlAdmin, "/proxies", &s.proxies); err != nil {
-				return nil, err
+			if s.ready {
+				if _, err = l.dial.page(ctx, p.Namespace, p.Name, portControlAdmin, "/proxies", &s.proxies); err != nil {
+					return nil, err
+				}
 			}
 			out = append(out, s)
 		}
 		return out, nil
 	})
+}
+
+// unready are the faults of those that answer, but are not ready: what holds them up is among them.
+func unready(list []controlState) (why []string) {
+	for _, s := range list {
+		for _, m := range s.status.Faults {
+			if !s.ready {
+				why = append(why, fmt.Sprintf("pod %s is not ready: %s", s.pod, m))
+			}
+		}
+	}
+	return why
 }
 
 func podReady(p *core.Pod) bool {

@@ -168,6 +168,11 @@ func TestAfter(t *testing.T) {
 				LastTerminationState: core.ContainerState{Terminated: &core.ContainerStateTerminated{ExitCode: 1, Reason: "Error"}},
 			}}
 		}, "0 of 1 replicas ready\n    pod lateend-1: lateend waits: CrashLoopBackOff: back-off; it ended 7 times, the last time with exit code 1 Error\n"},
+		{"waiting", func(s *stage) {
+			get[*apps.Deployment](s, deploy.Namespace, "lateend").Status.ReadyReplicas = 0
+			get[*core.Pod](s, deploy.Namespace, "lateend-1").Status.Conditions = nil
+			s.pages["lateend-1:15014"]["/status"] = `{"version": "v1", "faults": [{"object": "nodes", "message": "may not be read"}]}`
+		}, "0 of 1 replicas ready\n    pod lateend-1 is not ready: nodes: may not be read\n"},
 		{"two images", func(s *stage) {
 			p := get[*core.Pod](s, deploy.Namespace, "lateend-1").DeepCopy()
 			p.Name, p.Spec.Containers[0].Image, p.Status.Conditions = "lateend-2", "lateend:2", nil
@@ -192,11 +197,6 @@ func TestAfter(t *testing.T) {
 		{"no caBundle", func(s *stage) { s.hook().Webhooks[0].ClientConfig.CABundle = nil }, "× the API server believes them: their caBundle is the mesh's roots\n    lateen-sidecar-injector rev.namespace.inject.lateen.dev: its caBundle is empty"},
 		{"another caBundle", func(s *stage) { s.hook().Webhooks[1].ClientConfig.CABundle = []byte(newStage(s.t).roots) }, "rev.object.inject.lateen.dev: its caBundle is others"},
 		{"no endpoints", func(s *stage) { drop[*discovery.EndpointSlice](s, deploy.Namespace, "lateend-x") }, "Service istio-system/lateend has no endpoint that is ready"},
-		{"slow", func(s *stage) { *s.hook().Webhooks[0].TimeoutSeconds = 30 }, "timeoutSeconds is 30"},
-		{"lenient", func(s *stage) { *s.hook().Webhooks[0].FailurePolicy = admission.Ignore }, "failurePolicy is Ignore"},
-		{"greedy", func(s *stage) { s.hook().Webhooks[2].NamespaceSelector = &meta.LabelSelector{} }, "it is asked about pods of kube-system, too"},
-		{"roots that are none", func(s *stage) {
-			for _, namespace := range []string{deploy.Namespace, "shop"} {
 		{"no endpoints for what may go unjudged", func(s *stage) {
 			drop[*discovery.EndpointSlice](s, deploy.Namespace, "lateend-x")
 			hook := s.hook().Webhooks[0]
@@ -205,6 +205,11 @@ func TestAfter(t *testing.T) {
 				Webhooks:   []admission.ValidatingWebhook{{Name: "judge", ClientConfig: hook.ClientConfig, FailurePolicy: new(admission.Ignore)}},
 			})
 		}, "lateen-validator judge: Service istio-system/lateend has no endpoint that is ready: what it is asked about is let in unjudged"},
+		{"slow", func(s *stage) { *s.hook().Webhooks[0].TimeoutSeconds = 30 }, "timeoutSeconds is 30"},
+		{"lenient", func(s *stage) { *s.hook().Webhooks[0].FailurePolicy = admission.Ignore }, "failurePolicy is Ignore"},
+		{"greedy", func(s *stage) { s.hook().Webhooks[2].NamespaceSelector = &meta.LabelSelector{} }, "it is asked about pods of kube-system, too"},
+		{"roots that are none", func(s *stage) {
+			for _, namespace := range []string{deploy.Namespace, "shop"} {
 				get[*core.ConfigMap](s, namespace, rootsName).Data[rootsKey] = "x"
 			}
 		}, "× the mesh's roots are good now, and for --cert-days more\n    the ConfigMap istio-ca-root-cert has no certificate"},

@@ -59,12 +59,16 @@ func (a *app) showStatus(ctx context.Context, w *world, output string) error {
 		return err
 	}
 	states, err := l.states(ctx)
+	isReady := func(s controlState) bool { return s.ready }
 	switch {
 	case err != nil:
 		notes = append(notes, err.Error())
 	case len(states) == 0:
 		notes = append(notes, "the control plane is away; the proxies go on with their last orders")
+	case !slices.ContainsFunc(states, isReady):
+		notes = append(notes, "no lateend is ready; the proxies go on with their last orders")
 	}
+	notes = append(notes, unready(states)...)
 	for _, line := range notes {
 		_, _ = fmt.Fprintln(a.out, line)
 	}

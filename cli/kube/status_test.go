@@ -45,8 +45,16 @@ Warning: VirtualService shop/web: odd [IST0101]
 	if err := json.Unmarshal([]byte(out.String()), &list); err != nil || len(list) != 2 || list[1].Name != "web-1" || list[1].Version != "v1" || !list[1].Synced {
 		t.Errorf("%v\n%s", err, out.String())
 	}
-	// Of another namespace there are none, and the control plane may be away.
+	// What holds up a lateend that is not ready is told.
 	get[*core.Pod](s, deploy.Namespace, "lateend-1").Status.Conditions = nil
+	s.pages["lateend-1:15014"]["/status"] = `{"version": "v1", "faults": [{"object": "nodes", "message": "may not be read"}]}`
+	out.Reset()
+	if err := a.showStatus(t.Context(), s.world(), "text"); err != nil ||
+		!strings.Contains(out.String(), "\nno lateend is ready; the proxies go on with their last orders\npod lateend-1 is not ready: nodes: may not be read\n") {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+	// Of another namespace there are none, and the control plane may be away.
+	delete(s.pages, "lateend-1:15014")
 	w := s.world()
 	w.namespace = deploy.Namespace
 	out.Reset()
