@@ -146,7 +146,8 @@ func TestVouchPace(t *testing.T) {
 		store.retry = 24 * time.Hour
 		var looks atomic.Int64
 		at := registration{
-			schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"}, "ours",
+			schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"},
+			"ours",
 			func(context.Context, []any) bool { looks.Add(1); return true },
 		}
 		ctx, stop := context.WithCancel(t.Context())
