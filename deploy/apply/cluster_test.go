@@ -2,6 +2,8 @@ package apply_test
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/lateen-mesh/lateen/deploy"
@@ -27,6 +30,7 @@ const patience = 3 * time.Minute
 type rig struct {
 	*testing.T
 	cluster *kubetest.Cluster
+	at      *rest.Config
 	client  dynamic.Interface
 	applier *apply.Applier
 
@@ -41,6 +45,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	at.QPS, at.Burst = 200, 400
+	r.at = at
 	if r.client, err = dynamic.NewForConfig(at); err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +132,7 @@ func TestCluster(t *testing.T) {
 	}{
 		{"compared", r.compared},
 		{"conflicts", r.conflicts},
+		{"helms", r.helms},
 		{"pruned", r.pruned},
 		{"wanted", r.wanted},
 		{"foreign", r.foreign},
@@ -185,6 +191,70 @@ func (r *rig) conflicts() {
 		r.Errorf("a Service of Helm's: %v", err)
 	}
 	r.kubectl("annotate", "-n", deploy.Namespace, "service/lateend", "meta.helm.sh/release-name-")
+}
+
+// refusing is an API server that lists no Services.
+type refusing struct{ http.RoundTripper }
+
+func (x refusing) RoundTrip(q *http.Request) (*http.Response, error) {
+	if q.URL.Path == "/api/v1/services" {
+		return nil, errors.New("no Services are listed")
+	}
+	return x.RoundTripper.RoundTrip(q)
+}
+
+// helms: an Installation of what Helm has installed can be deleted: all that is Helm's stays, and what all share. What is in
+// the way of its end stands in its status.
+func (r *rig) helms() {
+	mark := func(mark, kinds string) {
+		r.kubectl("annotate", kinds, "-n", deploy.Namespace, "-l", apply.LabelInstallation+"=default", "meta.helm.sh/release-name"+mark)
+	}
+	const kinds = "serviceaccounts,deployments,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations"
+	mark("=mesh", kinds)
+	const lease = "apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {namespace: istio-system, name: lateend-leader}\nspec: {}\n"
+	if err := r.cluster.Apply(r.Context(), lease); err != nil {
+		r.Fatal(err)
+	}
+	r.kubectl("patch", "installation/default", "--type=merge", "-p", `{"metadata": {"finalizers": ["`+apply.Finalizer+`"]}}`)
+	r.kubectl("delete", "installation/default", "--wait=false")
+	i, err := r.applier.Find(r.Context(), "default")
+	if err != nil {
+		r.Fatal(err)
+	}
+
+	at := rest.CopyConfig(r.at)
+	at.Wrap(func(rt http.RoundTripper) http.RoundTripper { return refusing{rt} })
+	client, err := dynamic.NewForConfig(at)
+	if err != nil {
+		r.Fatal(err)
+	}
+	if err := apply.New(apply.Config{Client: client}).Finish(r.Context(), *i, patience); err == nil || !strings.Contains(err.Error(), "no Services are listed") {
+		r.Errorf("without a list of Services: %v", err)
+	}
+	if got := r.kubectl("get", "installation/default", "-o", "jsonpath={.status.conditions[0].message}"); !strings.Contains(got, "it was deleted, and cannot go: look for what is installed") {
+		r.Errorf("the status says %s", got)
+	}
+
+	r.warnings()
+	if err := r.applier.Finish(r.Context(), *i, patience); err != nil {
+		r.Error(err)
+	}
+	if got := r.warnings(); !strings.Contains(got, "of Helm's release mesh") {
+		r.Errorf("it was told: %s", got)
+	}
+	for object, stays := range map[string]bool{
+		"installation/default": false, "service/istiod": false, "deployment/lateend": true, "clusterrole/lateend": true, "configmap/istio": true,
+		"lease/lateend-leader": true,
+	} {
+		if got := r.kubectl("get", "-n", deploy.Namespace, object, "--ignore-not-found", "-o", "name"); (got != "") != stays {
+			r.Errorf("%s: there is %q", object, got)
+		}
+	}
+	mark("-", kinds)
+	r.install("default", "")
+	if got := r.changes("default", ""); got != "" {
+		r.Errorf("afterwards: %s", got)
+	}
 }
 
 // pruned: what is wanted no more goes, what is of another revision stays.

@@ -180,35 +180,44 @@ func (a *Applier) finalizers(ctx context.Context, i Installation, to []string) e
 }
 
 // Finish takes away the objects of an Installation that was deleted, and lets it go. The authority's key stays, which nobody
-// could make anew: proxies trust what is installed after it.
+// could make anew: proxies trust what is installed after it. What Helm has installed stays, too, and with it what it needs.
 func (a *Applier) Finish(ctx context.Context, i Installation, wait time.Duration) error {
 	if !slices.Contains(i.Finalizers, Finalizer) {
 		return nil
 	}
-	r, err := a.Removal(ctx, i.Name)
-	if err == nil {
-		r.Objects = slices.DeleteFunc(r.Objects, func(o deploy.Object) bool {
-			return o.Kind == deploy.InstallationKind || o.Kind == "Secret"
-		})
-		rec := &record{applier: a, i: i}
-		told := &Applier{client: a.client, tell: serial(func(s Step) {
-			if a.tell(s); s.Text != "" && !s.Done && !s.Warning {
-				_ = rec.say(ctx, metav1.ConditionFalse, reasonRemoving, s.Component+": "+s.Text) // it says nothing that is needed
-			}
-		})}
-		err = told.Remove(ctx, r, wait)
-		if err != nil {
-			err = errors.Join(err, rec.say(ctx, metav1.ConditionFalse, reasonFailed, "it was deleted, and cannot go: "+err.Error()))
+	rec := &record{applier: a, i: i}
+	told := &Applier{client: a.client, tell: serial(func(s Step) {
+		if a.tell(s); s.Text != "" && !s.Done && !s.Warning {
+			_ = rec.say(ctx, metav1.ConditionFalse, reasonRemoving, s.Component+": "+s.Text) // it says nothing that is needed
 		}
-	}
-	if err != nil {
-		return err
+	})}
+	if err := told.finish(ctx, i.Name, wait); err != nil {
+		if errors.Is(context.Cause(ctx), ErrSuperseded) {
+			return err
+		}
+		return errors.Join(err, rec.say(ctx, metav1.ConditionFalse, reasonFailed, "it was deleted, and cannot go: "+err.Error()))
 	}
 	now, err := a.Find(ctx, i.Name) // what was written down of it has changed it
 	if err != nil || now == nil {
 		return err
 	}
 	return a.release(ctx, *now)
+}
+
+// finish takes away what an operator takes with a revision.
+func (a *Applier) finish(ctx context.Context, revision string, wait time.Duration) error {
+	r, helms, err := a.removal(ctx, revision)
+	if err != nil {
+		return err
+	}
+	if len(helms) > 0 {
+		a.tell(Step{Component: revision, Warning: true, Text: fmt.Sprintf("the Installation %s goes, and %d objects stay that are of Helm's release %s",
+			revision, len(helms), helms[0].GetAnnotations()[annotationRelease])})
+	}
+	r.Objects = slices.DeleteFunc(r.Objects, func(o deploy.Object) bool {
+		return o.Kind == deploy.InstallationKind || o.Kind == "Secret"
+	})
+	return a.Remove(ctx, r, wait)
 }
 
 // InitOperator puts an operator in the cluster, or brings the one that is there up to date, and waits until it works.

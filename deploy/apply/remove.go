@@ -38,36 +38,40 @@ type Removal struct {
 	Gateways []deploy.Object
 }
 
-// Removal finds out what goes with a revision; empty: with all of them.
+// Removal finds out what goes with a revision; empty: with all of them. What Helm has installed only Helm takes away: that is
+// an error.
 func (a *Applier) Removal(ctx context.Context, revision string) (Removal, error) {
-	r := Removal{Revision: revision, Last: true}
-	var found []unstructured.Unstructured
-	for _, k := range deploy.Kinds() {
-		if k.Name == definition {
-			continue
-		}
-		list, err := a.client.Resource(k.Resource).List(ctx, metav1.ListOptions{LabelSelector: LabelInstallation})
-		if err != nil && !apierrors.IsNotFound(err) {
-			return r, fmt.Errorf("look for what is installed: list %s: %w%s", k.Resource.Resource, err, next(err))
-		}
-		if err == nil {
-			found = append(found, list.Items...)
-		}
+	r, helms, err := a.removal(ctx, revision)
+	if err == nil && len(helms) > 0 {
+		release := helms[0].GetAnnotations()[annotationRelease]
+		err = fmt.Errorf("%s is of Helm's release %s: run `helm uninstall %s -n %s`", reference(&helms[0]), release, release, deploy.Namespace)
+	}
+	return r, err
+}
+
+// removal finds out what goes with a revision, and what would but is of a release of Helm's.
+func (a *Applier) removal(ctx context.Context, revision string) (r Removal, helms []unstructured.Unstructured, err error) {
+	r = Removal{Revision: revision, Last: true}
+	found, err := a.found(ctx)
+	if err != nil {
+		return r, nil, err
 	}
 	for _, u := range found {
-		if revision != "" && u.GetLabels()[LabelInstallation] != revision && u.GetKind() == "Deployment" && u.GetLabels()["app"] == "lateend" {
+		other := u.GetLabels()[LabelInstallation] != revision || u.GetAnnotations()[annotationRelease] != ""
+		if revision != "" && other && u.GetKind() == "Deployment" && u.GetLabels()["app"] == "lateend" {
 			r.Last = false
 		}
 	}
 	for _, u := range found {
+		own := revision == "" || u.GetLabels()[LabelInstallation] == revision
 		_, shared := u.GetLabels()[labelShared]
 		switch {
-		case shared && !r.Last && u.GetLabels()[LabelInstallation] == revision:
+		case own && shared && !r.Last:
 			r.Kept = append(r.Kept, reference(&u))
-		case r.Last && (shared || revision == "") || revision == "" || u.GetLabels()[LabelInstallation] == revision:
-			if release := u.GetAnnotations()[annotationRelease]; release != "" {
-				return r, fmt.Errorf("%s is of Helm's release %s: run `helm uninstall %s -n %s`", reference(&u), release, release, deploy.Namespace)
-			}
+		case !own && (!shared || !r.Last):
+		case u.GetAnnotations()[annotationRelease] != "":
+			helms = append(helms, u)
+		default:
 			r.Objects = append(r.Objects, reference(&u))
 		}
 	}
@@ -76,33 +80,51 @@ func (a *Applier) Removal(ctx context.Context, revision string) (Removal, error)
 	slices.SortStableFunc(r.Objects, func(x, y deploy.Object) int { return order(x) - order(y) })
 	installed, err := a.Installed(ctx)
 	if err != nil {
-		return r, err
+		return r, nil, err
 	}
 	for _, i := range installed {
 		if revision == "" || i.Name == revision {
 			r.Objects = append(r.Objects, deploy.Object{APIVersion: i.APIVersion, Kind: i.Kind, Name: i.Name})
 		}
 	}
-	if r.Last {
-		left, err := a.left(ctx)
-		if err != nil {
-			return r, err
-		}
-		r.Objects = append(r.Objects, left...)
-		gateways, err := a.gateways(ctx)
-		if err != nil {
-			return r, err
-		}
-		for _, o := range gateways {
-			if o.Kind == "Deployment" {
-				r.Gateways = append(r.Gateways, o)
-			}
-		}
-		if revision == "" {
-			r.Objects = append(r.Objects, gateways...) // when lateend has ended, which would make them again
+	if !r.Last {
+		return r, helms, nil
+	}
+	left, err := a.left(ctx)
+	if err != nil {
+		return r, nil, err
+	}
+	r.Objects = append(r.Objects, left...)
+	gateways, err := a.gateways(ctx)
+	if err != nil {
+		return r, nil, err
+	}
+	for _, o := range gateways {
+		if o.Kind == "Deployment" {
+			r.Gateways = append(r.Gateways, o)
 		}
 	}
-	return r, nil
+	if revision == "" {
+		r.Objects = append(r.Objects, gateways...) // when lateend has ended, which would make them again
+	}
+	return r, helms, nil
+}
+
+// found are the objects of all installations, in the order in which they were applied.
+func (a *Applier) found(ctx context.Context) (found []unstructured.Unstructured, err error) {
+	for _, k := range deploy.Kinds() {
+		if k.Name == definition {
+			continue
+		}
+		list, err := a.client.Resource(k.Resource).List(ctx, metav1.ListOptions{LabelSelector: LabelInstallation})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("look for what is installed: list %s: %w%s", k.Resource.Resource, err, next(err))
+		}
+		if err == nil {
+			found = append(found, list.Items...)
+		}
+	}
+	return found, nil
 }
 
 // selectGateways finds what lateend has made to run Gateways of the Gateway API.
