@@ -94,6 +94,11 @@ func get(client *http.Client, address, host, path string, fields ...string) (ans
 	if err != nil {
 		return answer{}, err
 	}
+	return read(response)
+}
+
+// read takes an answer from a response, to its end.
+func read(response *http.Response) (answer, error) {
 	defer response.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(response.Body, bodyMaxBytes))
 	if err != nil {
