@@ -25,6 +25,8 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
 	"helm.sh/helm/v4/pkg/strvals"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
 )
 
@@ -69,6 +71,29 @@ type Object struct {
 	APIVersion, Kind, Namespace, Name string
 	// YAML is the whole of it, one document that ends with a line feed.
 	YAML string
+	// value is what YAML says, where that has been read already.
+	value map[string]any
+}
+
+// Value is what the object's YAML says, as Kubernetes' own clients hold it: whole numbers are int64. It is shared: nobody
+// may change it.
+func (o Object) Value() (map[string]any, error) {
+	if o.value != nil {
+		return o.value, nil
+	}
+	out, err := read(o.YAML)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", o, err)
+	}
+	return out, nil
+}
+
+func read(doc string) (out map[string]any, err error) {
+	text, err := yaml.YAMLToJSON([]byte(doc))
+	if err != nil {
+		return nil, err
+	}
+	return out, json.Unmarshal(text, &out)
 }
 
 // String names the object.
@@ -236,7 +261,7 @@ func Version() (string, error) {
 
 // Ground is the namespace of an installation. It is no part of one: it stays when that goes.
 func Ground() Object {
-	return Object{"v1", "Namespace", "", Namespace, "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + Namespace + "}\n"}
+	return Object{APIVersion: "v1", Kind: "Namespace", Name: Namespace, YAML: "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + Namespace + "}\n"}
 }
 
 // Definitions are the CustomResourceDefinitions of Istio's API and of our own. As with Helm they are no part of an installation: they stay
@@ -272,19 +297,18 @@ func Parse(text string) ([]Object, error) {
 	var out []Object
 	for doc := range strings.SplitSeq("\n"+text, "\n---\n") {
 		doc = strings.Trim(doc, "\n") + "\n"
-		var head struct {
-			APIVersion string `json:"apiVersion"`
-			Kind       string `json:"kind"`
-			Metadata   struct {
-				Namespace string `json:"namespace"`
-				Name      string `json:"name"`
-			} `json:"metadata"`
-		}
-		if err := yaml.Unmarshal([]byte(doc), &head); err != nil {
+		value, err := read(doc)
+		if err != nil {
 			return nil, fmt.Errorf("read an object: %w", err)
 		}
-		if head.Kind != "" {
-			out = append(out, Object{head.APIVersion, head.Kind, head.Metadata.Namespace, head.Metadata.Name, doc})
+		o := Object{YAML: doc, value: value}
+		for at, path := range map[*string][]string{&o.APIVersion: {"apiVersion"}, &o.Kind: {"kind"}, &o.Namespace: {"metadata", "namespace"}, &o.Name: {"metadata", "name"}} {
+			if *at, _, err = unstructured.NestedString(value, path...); err != nil {
+				return nil, fmt.Errorf("read an object: %w", err)
+			}
+		}
+		if o.Kind != "" {
+			out = append(out, o)
 		}
 	}
 	return out, nil

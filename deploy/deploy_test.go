@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	admission "k8s.io/api/admissionregistration/v1"
 	core "k8s.io/api/core/v1"
@@ -233,7 +234,7 @@ func TestHelm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, rendered(t, c)); diff != "" {
+	if diff := cmp.Diff(want, rendered(t, c), cmpopts.IgnoreUnexported(Object{})); diff != "" {
 		t.Errorf("(-folder +ours):\n%s", diff)
 	}
 	definitions, err := Definitions()

@@ -9,7 +9,6 @@ import (
 	core "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/yaml"
 
 	"github.com/lateen-mesh/lateen/deploy"
 )
@@ -139,9 +138,9 @@ func ownDefinitions() (map[string]definition, error) {
 	}
 	out := map[string]definition{}
 	for _, d := range list {
-		o := map[string]any{}
-		if err := yaml.Unmarshal([]byte(d.YAML), &o); err != nil {
-			return nil, fmt.Errorf("read %s: %w", d, err)
+		o, err := d.Value()
+		if err != nil {
+			return nil, err
 		}
 		out[d.Name] = definitionOf(o)
 	}

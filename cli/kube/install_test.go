@@ -78,9 +78,9 @@ func TestDiffFiles(t *testing.T) {
 		}
 		return path
 	}
-	before := write("a", "---\nkind: A\nmetadata: {name: x}\nspec: {size: 1}\n---\nkind: B\nmetadata: {name: y, namespace: ns}\n---\nkind: C\nmetadata: {name: z}\n")
-	same := write("b", "kind: C\nmetadata:\n  name: z\n---\nmetadata: {namespace: ns, name: y}\nkind: B\n---\nkind: A\nmetadata: {name: x}\nspec: {size: 1}\n")
-	other := write("c", "kind: A\nmetadata: {name: x}\nspec: {size: 2}\n---\nkind: B\nmetadata: {name: y, namespace: ns}\n---\nkind: D\nmetadata: {name: new}\n")
+	before := write("a", "---\nkind: A\nmetadata: {name: x}\nspec: {size: 1}\n---\nkind: B\nmetadata: {name: \"y\", namespace: ns}\n---\nkind: C\nmetadata: {name: z}\n")
+	same := write("b", "kind: C\nmetadata:\n  name: z\n---\nmetadata: {namespace: ns, name: \"y\"}\nkind: B\n---\nkind: A\nmetadata: {name: x}\nspec: {size: 1}\n")
+	other := write("c", "kind: A\nmetadata: {name: x}\nspec: {size: 2}\n---\nkind: B\nmetadata: {name: \"y\", namespace: ns}\n---\nkind: D\nmetadata: {name: new}\n")
 	for _, tt := range []struct {
 		args []string
 		code int

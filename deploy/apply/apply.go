@@ -8,6 +8,7 @@ package apply
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,7 +21,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
-	"sigs.k8s.io/yaml"
 
 	"github.com/lateen-mesh/lateen/deploy"
 )
@@ -147,9 +147,13 @@ func (a *Applier) patch(ctx context.Context, o deploy.Object, options metav1.Pat
 	if err != nil {
 		return nil, err
 	}
-	data, err := yaml.YAMLToJSON([]byte(o.YAML))
+	value, err := o.Value()
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", o, err)
+		return nil, err
+	}
+	data, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", o, err)
 	}
 	return r.Patch(ctx, o.Name, types.ApplyPatchType, data, options)
 }

@@ -6,9 +6,10 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/version"
-	"sigs.k8s.io/yaml"
 
 	"github.com/lateen-mesh/lateen/deploy"
 )
@@ -53,9 +54,9 @@ func (a *Applier) definitions(ctx context.Context) (wanted []deploy.Object, stay
 		if !gatewayAPI(o) {
 			continue
 		}
-		var head metav1.PartialObjectMetadata
-		if err := yaml.Unmarshal([]byte(o.YAML), &head); err != nil {
-			return nil, "", fmt.Errorf("read %s: %w", o, err)
+		value, err := o.Value()
+		if err != nil {
+			return nil, "", err
 		}
 		live, err := a.live(ctx, o)
 		if err != nil {
@@ -64,7 +65,7 @@ func (a *Applier) definitions(ctx context.Context) (wanted []deploy.Object, stay
 		if live == nil || bundleOf(live).version == "" {
 			continue
 		}
-		if there, ours := bundleOf(live), bundleOf(&head); there.over(ours) {
+		if there, ours := bundleOf(live), bundleOf(&unstructured.Unstructured{Object: value}); there.over(ours) {
 			all = slices.DeleteFunc(slices.Clone(all), gatewayAPI)
 			return all, fmt.Sprintf("the Gateway API %s is there and stays as it is; what %s has of it is read", there, ours), nil
 		}

@@ -109,7 +109,8 @@ func (r *rig) changes(name, values string) string {
 		if d.Change != apply.Unchanged {
 			out = append(out, string(d.Change)+" "+d.Object.String())
 		}
-		if (d.Before == d.After) != (d.Change == apply.Unchanged) || (d.After == "") != (d.Change == apply.Deleted) || (d.Before == "") != (d.Change == apply.Created) {
+		before, after := d.Change == apply.Deleted || d.Change == apply.Changed, d.Change == apply.Created || d.Change == apply.Changed
+		if (d.Before != "") != before || (d.After != "") != after || before && d.Before == d.After {
 			r.Errorf("%s %s from %q to %q", d.Object, d.Change, d.Before, d.After)
 		}
 	}

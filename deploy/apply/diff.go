@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,7 +20,8 @@ import (
 type Difference struct {
 	Object deploy.Object
 	Change Change
-	// Before and After are the whole of it as YAML, without what the cluster alone says; empty: it is not there.
+	// Before and After are the whole of it as YAML, without what the cluster alone says; empty: it is not there, or it is
+	// unchanged.
 	Before, After string
 }
 
@@ -71,9 +73,8 @@ func (a *Applier) compare(ctx context.Context, o deploy.Object) (Difference, err
 		d.After, err = Normal(o)
 		return d, err
 	}
-	d.Change, d.Before = Unchanged, bare(live)
+	d.Change = Unchanged
 	if same, err := alike(o, live); err != nil || same {
-		d.After = d.Before
 		return d, err
 	}
 	force := o.Kind != definition // another's definition stays as it is
@@ -84,8 +85,8 @@ func (a *Applier) compare(ctx context.Context, o deploy.Object) (Difference, err
 	if err != nil {
 		return d, fmt.Errorf("ask what would come of %s: %w%s", o, err, next(err))
 	}
-	if d.After = bare(after); d.After != d.Before {
-		d.Change = Changed
+	if before, after := bare(live), bare(after); after != before {
+		d.Change, d.Before, d.After = Changed, before, after
 	}
 	return d, nil
 }
@@ -96,11 +97,8 @@ func alike(o deploy.Object, live *unstructured.Unstructured) (bool, error) {
 	if o.Kind != definition || live == nil {
 		return false, nil
 	}
-	var ours map[string]any
-	if err := yaml.Unmarshal([]byte(o.YAML), &ours); err != nil {
-		return false, fmt.Errorf("read %s: %w", o, err)
-	}
-	return says(live.Object, ours), nil
+	ours, err := o.Value()
+	return err == nil && says(live.Object, ours), err
 }
 
 // says reports whether a value holds all that another one does. Maps may have more.
@@ -117,31 +115,31 @@ func says(value, wanted any) bool {
 	case []any:
 		v, is := value.([]any)
 		return is && slices.EqualFunc(v, w, says)
-	case float64: // how YAML is read; the API server's answers have whole numbers as such
-		if n, is := value.(int64); is {
-			return float64(n) == w
-		}
 	}
 	return value == wanted
 }
 
 // Normal is an object's YAML with its fields in the order that Compare writes, so that two can be compared.
 func Normal(o deploy.Object) (string, error) {
-	var u unstructured.Unstructured
-	if err := yaml.Unmarshal([]byte(o.YAML), &u.Object); err != nil {
-		return "", fmt.Errorf("read %s: %w", o, err)
+	value, err := o.Value()
+	if err != nil {
+		return "", err
 	}
-	return bare(&u), nil
+	return bare(&unstructured.Unstructured{Object: value}), nil
 }
 
 // bare is an object without what the cluster alone says of it.
 func bare(u *unstructured.Unstructured) string {
-	c := u.DeepCopy()
-	unstructured.RemoveNestedField(c.Object, "status")
-	for _, field := range []string{"managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink"} {
-		unstructured.RemoveNestedField(c.Object, "metadata", field)
+	object := maps.Clone(u.Object)
+	delete(object, "status")
+	if metadata, is := object["metadata"].(map[string]any); is {
+		metadata = maps.Clone(metadata)
+		for _, field := range []string{"managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink"} {
+			delete(metadata, field)
+		}
+		object["metadata"] = metadata
 	}
-	text, err := yaml.Marshal(c.Object)
+	text, err := yaml.Marshal(object)
 	return cmp.Or(string(text), fmt.Sprint(err))
 }
 

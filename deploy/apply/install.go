@@ -12,7 +12,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"sigs.k8s.io/yaml"
 
 	"github.com/lateen-mesh/lateen/deploy"
 )
@@ -196,14 +195,12 @@ func list(objects []deploy.Object) string {
 
 // takesProxy reports whether the webhook makes the proxies of a workload's pods.
 func takesProxy(o deploy.Object) bool {
-	var workload struct {
-		Spec struct {
-			Template struct {
-				Metadata metav1.ObjectMeta `json:"metadata"`
-			} `json:"template"`
-		} `json:"spec"`
+	value, err := o.Value()
+	if err != nil {
+		return false
 	}
-	return yaml.Unmarshal([]byte(o.YAML), &workload) == nil && workload.Spec.Template.Metadata.Labels["sidecar.istio.io/inject"] == "true"
+	label, _, _ := unstructured.NestedString(value, "spec", "template", "metadata", "labels", "sidecar.istio.io/inject")
+	return label == "true"
 }
 
 // all applies objects one after the other.
