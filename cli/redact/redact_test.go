@@ -1,6 +1,8 @@
 package redact
 
 import (
+	"bytes"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -30,6 +32,57 @@ func TestHide(t *testing.T) {
 	}
 }
 
+// everywhere are the rules of New without their places.
+var everywhere = func() (out []hiding) {
+	begin := regexp.MustCompile(`^(\(\?[a-z]+\))?\\A(\(\[A-Z|eyJ|\(bearer)?`)
+	for _, r := range New().rules {
+		rule := begin.ReplaceAllStringFunc(r.found.String(), func(s string) string {
+			parts := begin.FindStringSubmatch(s)
+			if parts[2] == "" {
+				return parts[1]
+			}
+			return parts[1] + `\b` + parts[2]
+		})
+		out = append(out, hiding{found: regexp.MustCompile(rule), by: r.by})
+	}
+	return out
+}()
+
+// TestEverywhere: what the places are compared with has no places.
+func TestEverywhere(t *testing.T) {
+	for _, r := range everywhere {
+		if strings.Contains(r.found.String(), `\A`) {
+			t.Error(r.found)
+		}
+	}
+}
+
+// FuzzPlaces: a secret is found wherever the rules alone would find it, and nothing else is.
+func FuzzPlaces(f *testing.F) {
+	parts := []string{
+		"token", "Password", "key", "api_", "PRIVATE-", "bearer", "Basic ", "a", "B12345678", "-", "_", ":", "=", `"`, `\"`, `\`, "'", "\n", " ", "\t", "|", ">-2",
+		"eyJ", "eyJhbGciOiJub25lIn0.", ".", "://", "@", "{", "}", ",", ";", "/", "-----BEGIN ", "PRIVATE KEY-----", "-----END PRIVATE KEY-----", "\x00",
+	}
+	for i := range parts {
+		f.Add([]byte{0, byte(i), 11, 7})
+		f.Add([]byte{byte(i), 13, 0, 13, 11, 13, 7, 13})
+	}
+	s := New()
+	f.Fuzz(func(t *testing.T, list []byte) {
+		var text []byte
+		for _, i := range list[:min(len(list), 100)] {
+			text = append(text, parts[int(i)%len(parts)]...)
+		}
+		want := text
+		for _, r := range everywhere {
+			want = r.found.ReplaceAll(want, []byte(r.by))
+		}
+		if got := s.Hide(text); !bytes.Equal(got, want) {
+			t.Errorf("%q is %q, want %q", text, got, want)
+		}
+	})
+}
+
 // FuzzHide: whatever stands around it, a key does not get through, and nothing breaks.
 func FuzzHide(f *testing.F) {
 	const key = "c2VjcmV0c2VjcmV0c2VjcmV0"
@@ -40,4 +93,22 @@ func FuzzHide(f *testing.F) {
 			t.Errorf("%q", text)
 		}
 	})
+}
+
+// BenchmarkHide: logs with secrets, text without, and what has many places that are none.
+func BenchmarkHide(b *testing.B) {
+	s := New()
+	for name, line := range map[string]string{
+		"logs":  "2026-11-22T19:53:13.123456Z\tinfo\txds\tpushed to sidecar~10.244.1.5~reviews-v1-6d8f.default token=abc size=123\n",
+		"json":  "      \"name\": \"outbound|9080||reviews.default.svc.cluster.local\",\n",
+		"begun": "-eyJaaaaaaaa \"token\":\"a://-----BEGIN ",
+	} {
+		b.Run(name, func(b *testing.B) {
+			text := bytes.Repeat([]byte(line), 1<<20/len(line))
+			b.SetBytes(int64(len(text)))
+			for b.Loop() {
+				s.Hide(text)
+			}
+		})
+	}
 }
