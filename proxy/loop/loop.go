@@ -282,8 +282,8 @@ func (l *Loop) batch() error {
 			s.src.ready(e.Events)
 		}
 	}
-	l.fireTimers()
 	l.serveReady()
+	l.fireTimers() // what has come in time is read first, also by a loop that was held up
 	l.settleDirty()
 	if l.now.Sub(l.yielded) >= yieldEvery {
 		runtime.Gosched()

@@ -83,6 +83,29 @@ func TestTimersStoppedWhenFiring(t *testing.T) {
 	await(t, "last timer", done)
 }
 
+// TestReadBeforeTimers: what came before a time was over is read before that is told, however late the loop is for both.
+func TestReadBeforeTimers(t *testing.T) {
+	l := start(t, Config{})
+	told := make(chan string, 2)
+	accepted := make(chan struct{})
+	addr := listen(t, l, func(*Conn) Handler {
+		close(accepted)
+		return &probe{data: func(_ *Conn, p []byte) int { told <- string(p); return len(p) }}
+	})
+	c := dial(t, addr)
+	await(t, "the connection", accepted)
+	on(t, l, func() {
+		l.After(time.Millisecond, func() { told <- "the time is over" })
+		if _, err := c.Write([]byte("data")); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	})
+	if first := await(t, "something", told); first != "data" {
+		t.Errorf("first came %q", first)
+	}
+}
+
 // TestTimersAgainstAModel compares the heap with a list that is searched from end to end.
 func TestTimersAgainstAModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
