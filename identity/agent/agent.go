@@ -49,6 +49,8 @@ const (
 	// retryIdle is the longest pause of a workload without a valid certificate: it can do nothing but wait, and a whole
 	// mesh may.
 	retryIdle = 5 * time.Second
+	// retryLeft is by how much a pause is shorter than what a certificate has left to live.
+	retryLeft = 4
 
 	// wallCheck is how often the wall clock is looked at while waiting for
 	// a renewal, which comes too late otherwise after the machine slept.
@@ -189,8 +191,8 @@ func (a *Agent) Err() error {
 
 // Run obtains a certificate and renews it at half of its life, until the
 // context ends; it returns the context's error. What does not succeed is tried
-// again, after pauses that grow to a minute while the old certificate serves on,
-// and to 5 s where there is none.
+// again, after pauses that grow to a minute, or to a quarter of the time that the
+// old certificate still serves, and to 5 s where there is none.
 func (a *Agent) Run(ctx context.Context) error {
 	next := time.Now()
 	if cert := a.valid(); cert != nil {
@@ -208,11 +210,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return ctx.Err()
 		case err != nil:
 			a.failure.Store(&err)
-			most := retryMax
-			if a.valid() == nil {
-				most = retryIdle
-			}
-			pause := retryPause(failures, most)
+			pause := retryPause(failures, retryMost(a.valid(), time.Now()))
 			failures++
 			a.logFailure(err, pause)
 			next = time.Now().Add(pause)
@@ -400,6 +398,15 @@ func renewAt(cert *x509.Certificate, got time.Time) time.Time {
 	ratio := renewRatio + renewJitter*(2*mathrand.Float64()-1)
 	left := time.Duration(float64(cert.NotAfter.Sub(got)) * ratio)
 	return got.Round(0).Add(max(left, renewMin))
+}
+
+// retryMost returns the longest pause of a workload with this certificate, which may be none. It is so short that some more
+// tries come before the certificate expires.
+func retryMost(cert *x509.Certificate, now time.Time) time.Duration {
+	if cert == nil {
+		return retryIdle
+	}
+	return min(max(cert.NotAfter.Sub(now)/retryLeft, retryFirst), retryMax)
 }
 
 // retryPause returns how long to wait after a failure that came after so many

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"crypto/x509"
 	"strings"
 	"testing"
 	"time"
@@ -63,6 +64,19 @@ func FuzzDecodeResponse(f *testing.F) {
 			t.Fatalf("a chain of %d elements was taken", n)
 		}
 	})
+}
+
+// TestRetryMost: whoever still has a certificate tries several times more before it expires.
+func TestRetryMost(t *testing.T) {
+	now := time.Now()
+	for left, want := range map[time.Duration]time.Duration{24 * time.Hour: retryMax, 20 * time.Second: 5 * time.Second, time.Second: retryFirst} {
+		if got := retryMost(&x509.Certificate{NotAfter: now.Add(left)}, now); got != want {
+			t.Errorf("%v left: %v, want %v", left, got, want)
+		}
+	}
+	if got := retryMost(nil, now); got != retryIdle {
+		t.Errorf("no certificate: %v", got)
+	}
 }
 
 func TestRetryPause(t *testing.T) {
