@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -252,14 +253,18 @@ func TestRedirectHTTPS(t *testing.T) {
 func TestDelayIsNoTime(t *testing.T) {
 	s := backend(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
 	r := newRig(t, to("c", func(p *plan.Rule) {
-		p.Timeout, p.Fault = 300*time.Millisecond, &plan.Fault{Delay: 400 * time.Millisecond, DelayPercent: 100, AbortGRPC: -1}
+		p.Timeout, p.Fault = 3*time.Second, &plan.Fault{Delay: 3200 * time.Millisecond, DelayPercent: 100, AbortGRPC: -1}
 	}), cluster("c", s)...)
+	var group sync.WaitGroup
 	for _, body := range []string{"", "abc"} {
-		res, got := fetch(t, webClient(t), request(t, "POST", "http://"+r.addr+"/", strings.NewReader(body)))
-		if res.StatusCode != 200 || got != body {
-			t.Errorf("body %q: %s %q", body, res.Status, got)
-		}
+		client, req := webClient(t), request(t, "POST", "http://"+r.addr+"/", strings.NewReader(body))
+		group.Go(func() {
+			if res, got := fetch(t, client, req); res.StatusCode != 200 || got != body {
+				t.Errorf("body %q: %s %q", body, res.Status, got)
+			}
+		})
 	}
+	group.Wait()
 }
 
 // TestHashInputs: a cluster that balances by hash has its own inputs before the rule's; any other one has none, so that

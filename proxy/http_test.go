@@ -173,7 +173,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	echoed := serve(func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
 	r := sidecar(t, nil, "web")
-	at := r.outbound(nil, echoed)
+	at := r.outbound(declared, echoed)
 	const ask = "GET /ws HTTP/1.1\r\nHost: svc\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 	c := dialRaw(t, at)
 	c.send(ask)
@@ -196,7 +196,7 @@ func TestUpgrade(t *testing.T) {
 		got <- string(p)
 	})
 	r = sidecar(t, nil, "web")
-	c = dialRaw(t, r.outbound(nil, first))
+	c = dialRaw(t, r.outbound(declared, first))
 	c.send(ask)
 	if _, err := http.ReadResponse(c.in, nil); err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func TestUpgrade(t *testing.T) {
 	r.released("out")
 	// A client that goes takes the tunnel with it.
 	r = sidecar(t, nil, "web")
-	c = dialRaw(t, r.outbound(nil, echoed))
+	c = dialRaw(t, r.outbound(declared, echoed))
 	c.send(ask)
 	if _, err := http.ReadResponse(c.in, nil); err != nil {
 		t.Fatal(err)
@@ -246,7 +246,9 @@ func TestConnect(t *testing.T) {
 		_, _ = io.Copy(c, c)
 	})
 	r := sidecar(t, nil, "web")
-	c := dialRaw(t, r.outbound(func(c *plan.Chain, _ *plan.Cluster, _ []plan.Endpoint) { c.HTTP = &plan.HTTP{ByHost: true} }, echoed))
+	c := dialRaw(t, r.outbound(func(c *plan.Chain, _ *plan.Cluster, _ []plan.Endpoint) {
+		c.Protocol, c.HTTP = plan.ProtocolHTTP, &plan.HTTP{ByHost: true}
+	}, echoed))
 	r.p.table.Route("db.example:80")
 	if refused := r.p.table.Update(plan.KindRoute, nil, []string{"db.example:80"}); refused != nil {
 		t.Fatal(refused)

@@ -97,7 +97,7 @@ func TestDrain(t *testing.T) {
 	stops := []func() int64{load(t, h1, "http://"+r.addr+"/", 4), load(t, h2, "http://"+r.addr+"/", 4)}
 	r.await("load", func(*worker) bool { return len(r.p.metrics.Snapshot().Requests) > 0 })
 	r.p.draining.Store(true)
-	r.onLoop(func(w *worker) { w.drain(drainQuiet) })
+	r.onLoop(func(w *worker) { w.drain(3 * time.Second) }) // for clients that take their time between requests
 	busy.send("b")
 	if res, body := busy.response("POST"); body != "ab" || !res.Close {
 		t.Errorf("%q, close %v; want the end announced", body, res.Close)

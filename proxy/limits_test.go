@@ -314,21 +314,24 @@ func TestTimeoutWhileStreaming(t *testing.T) {
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 	})
-	for _, client := range []*http.Client{webClient(t), h2PlainClient(t)} {
-		r := newRig(t, to("c", func(p *plan.Rule) { p.Timeout = 50 * time.Millisecond }), cluster("c", s)...)
-		res, err := client.Do(request(t, "GET", "http://"+r.addr+"/", nil))
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(res.Body)
-		_ = res.Body.Close()
-		if res.StatusCode != 200 || string(body) != "some" || err == nil {
-			t.Errorf("%s %q, %v; want it cut", res.Status, body, err)
-		}
-		if k := r.series(1)[0].Key; k.Flags != telemetry.FlagUT || k.Code != 200 {
-			t.Errorf("counted as %v", k.AppendValues(nil))
-		}
-		r.released("c")
+	for name, client := range map[string]*http.Client{"HTTP/1": webClient(t), "HTTP/2": h2PlainClient(t)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, to("c", func(p *plan.Rule) { p.Timeout = 3 * time.Second }), cluster("c", s)...)
+			res, err := client.Do(request(t, "GET", "http://"+r.addr+"/", nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(res.Body)
+			_ = res.Body.Close()
+			if res.StatusCode != 200 || string(body) != "some" || err == nil {
+				t.Errorf("%s %q, %v; want it cut", res.Status, body, err)
+			}
+			if k := r.series(1)[0].Key; k.Flags != telemetry.FlagUT || k.Code != 200 {
+				t.Errorf("counted as %v", k.AppendValues(nil))
+			}
+			r.released("c")
+		})
 	}
 }
 
@@ -378,7 +381,7 @@ func TestMirrorsEnd(t *testing.T) {
 	g := newGate()
 	main := backend(t, func(http.ResponseWriter, *http.Request) {})
 	r := newRig(t, to("c", func(p *plan.Rule) {
-		p.Mirrors, p.Timeout = []plan.Mirror{{Cluster: "m", Percent: 100}}, 500*time.Millisecond
+		p.Mirrors, p.Timeout = []plan.Mirror{{Cluster: "m", Percent: 100}}, 5*time.Second
 	}), append(cluster("c", main), cluster("m", backend(t, g.ServeHTTP))...)...)
 	for range 5 {
 		if res, _ := r.get("/"); res.StatusCode != 200 {

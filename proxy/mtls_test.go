@@ -136,17 +136,21 @@ func TestPermissiveKinds(t *testing.T) {
 	if _, body := fetch(t, &http.Client{Transport: tr}, request(t, "GET", "https://"+at+"/", nil)); body != "own" {
 		t.Errorf("body %q", body)
 	}
+	var speak chan struct{} // closed: the server may
 	greets := tcpServer(t, func(c *net.TCPConn) {
+		<-speak
 		_, _ = io.WriteString(c, "220 ready\r\n")
 		_, _ = io.Copy(c, c)
 	})
 	for _, mode := range []plan.TLSMode{plan.TLSPermissive, plan.TLSStrict} {
+		speak = make(chan struct{})
 		r = sidecar(t, a, "server")
 		at = r.inbound(greets, tlsMode(mode))
 		c, err := tls.Dial("tcp", at, meshClient(t, a, "client", alpnTCP))
 		if err != nil {
 			t.Fatal(err)
 		}
+		close(speak) // not before, as it would be heard in plaintext by a client that takes its time
 		_ = c.SetDeadline(time.Now().Add(patience))
 		p := make([]byte, 11)
 		if _, err := io.ReadFull(c, p); err != nil || string(p) != "220 ready\r\n" {
@@ -252,8 +256,13 @@ func TestWrongIdentity(t *testing.T) {
 	server := sidecar(t, a, "impostor")
 	in := server.inbound(app(t), tlsMode(plan.TLSStrict))
 	client := sidecar(t, a, "client")
-	at := client.outbound(func(_ *plan.Chain, c *plan.Cluster, _ []plan.Endpoint) {
-		c.TLS.Mode, c.TLS.Identities = plan.ClientTLSMesh, []string{workloadID("server").String()}
+	meshed := func(chain *plan.Chain, c *plan.Cluster, e []plan.Endpoint) {
+		declared(chain, c, e)
+		c.TLS.Mode = plan.ClientTLSMesh
+	}
+	at := client.outbound(func(chain *plan.Chain, c *plan.Cluster, e []plan.Endpoint) {
+		meshed(chain, c, e)
+		c.TLS.Identities = []string{workloadID("server").String()}
 	}, in)
 	res, _ := fetch(t, webClient(t), request(t, "GET", "http://"+at+"/", nil))
 	if res.StatusCode != 503 || res.Header.Get("X-Lateen-Reason") != "tls_identity_mismatch" {
@@ -263,14 +272,14 @@ func TestWrongIdentity(t *testing.T) {
 	client.await("connections given back", func(*worker) bool { return client.usage("out").Connections == 0 })
 
 	other := sidecar(t, authority(t), "client") // of another root
-	at = other.outbound(func(_ *plan.Chain, c *plan.Cluster, _ []plan.Endpoint) { c.TLS.Mode = plan.ClientTLSMesh }, in)
+	at = other.outbound(meshed, in)
 	res, _ = fetch(t, webClient(t), request(t, "GET", "http://"+at+"/", nil))
 	if res.StatusCode != 503 || res.Header.Get("X-Lateen-Reason") != "tls_untrusted" {
 		t.Errorf("%s %q", res.Status, res.Header.Get("X-Lateen-Reason"))
 	}
 	nobody := sidecar(t, nil, "client")
 	nobody.p.holder.SetBundle(a.Bundle())
-	at = nobody.outbound(func(_ *plan.Chain, c *plan.Cluster, _ []plan.Endpoint) { c.TLS.Mode = plan.ClientTLSMesh }, in)
+	at = nobody.outbound(meshed, in)
 	res, _ = fetch(t, webClient(t), request(t, "GET", "http://"+at+"/", nil))
 	if res.StatusCode != 503 || res.Header.Get("X-Lateen-Reason") != "no_identity" {
 		t.Errorf("%s %q", res.Status, res.Header.Get("X-Lateen-Reason"))

@@ -538,7 +538,7 @@ func TestMuxTimeout(t *testing.T) {
 		silent  bool
 		timeout time.Duration
 		kept    int
-	}{{true, 200 * time.Millisecond, 0}, {false, 2 * time.Second, 1}} {
+	}{{true, 200 * time.Millisecond, 0}, {false, 5 * time.Second, 1}} {
 		g := newGate()
 		s := newSidecars(t, backend(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/waits" {

@@ -43,8 +43,8 @@ func TestOrders(t *testing.T) {
 		{"a number that is none", outbound, "/", []string{retryOn, "5xx", most, "-3"}, 503, 2},
 		{"codes", outbound, "/", []string{retryOn, "retriable-status-codes", "X-Envoy-Retriable-Status-Codes", "418, 503"}, 503, 2},
 		{"more than may be ordered", outbound, "/", []string{retryOn, "5xx", most, "1000"}, 503, 1 + attemptsMax},
-		{"a timeout", outbound, "/slow", []string{timeout, "30"}, 504, 1},
-		{"a timeout of each attempt", outbound, "/slow", []string{retryOn, "5xx", try, "20", "X-Envoy-Retry-Grpc-On", "internal"}, 504, 2},
+		{"a timeout", outbound, "/slow", []string{timeout, "3000"}, 504, 1},
+		{"a timeout of each attempt", outbound, "/slow", []string{retryOn, "5xx", try, "3000", "X-Envoy-Retry-Grpc-On", "internal"}, 504, 2},
 		{"of a gateway", gateway, "/", []string{retryOn, "5xx", most, "3"}, 503, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {

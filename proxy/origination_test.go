@@ -160,7 +160,8 @@ func TestOrigination(t *testing.T) {
 			}
 			s := ca.server(tt.server...)
 			r := sidecar(t, nil, "web")
-			at := r.outbound(func(_ *plan.Chain, c *plan.Cluster, _ []plan.Endpoint) {
+			at := r.outbound(func(chain *plan.Chain, c *plan.Cluster, e []plan.Endpoint) {
+				declared(chain, c, e)
 				c.TLS = tt.tls
 				if tt.protocol != plan.ProtocolAuto {
 					c.Protocol = tt.protocol

@@ -87,11 +87,16 @@ func TestPortLeavesThePlan(t *testing.T) {
 		Chains: []plan.Chain{{Name: "tcp", TCP: &plan.TCP{Clusters: []plan.WeightedCluster{{Cluster: plan.ClusterBlackHole}}}}},
 	})
 	r.p.gateways.update([]string{name})
-	if r.p.gateways.timer == nil || len(r.p.gateways.status()) != 1 {
+	waits := func() bool {
+		r.p.gateways.mu.Lock()
+		defer r.p.gateways.mu.Unlock()
+		return r.p.gateways.timer != nil
+	}
+	if !waits() || len(r.p.gateways.status()) != 1 {
 		t.Fatal("the port is not tried again")
 	}
 	r.p.gateways.update(nil)
-	if r.p.gateways.timer != nil || len(r.p.gateways.status()) != 0 {
+	if waits() || len(r.p.gateways.status()) != 0 {
 		t.Errorf("the port is still there: %+v", r.p.gateways.status())
 	}
 }

@@ -27,6 +27,7 @@ func TestRefuse(t *testing.T) {
 	serving := there.inbound(backend(t, echoBody).Listener.Addr().String(), strict)
 	log := gone.log(plan.ListenerInbound, "%RESPONSE_CODE% %RESPONSE_FLAGS%\n")
 	meshed := func(chain *plan.Chain, c *plan.Cluster, e []plan.Endpoint) {
+		declared(chain, c, e)
 		chain.HTTP.Inline = to("out", func(r *plan.Rule) { r.Retry = istioRetry })
 		c.TLS.Mode = plan.ClientTLSAuto
 		for i := range e {
@@ -155,6 +156,7 @@ func TestEndOfApplication(t *testing.T) {
 				group.Wait()
 			})
 			at := client.outbound(func(chain *plan.Chain, c *plan.Cluster, e []plan.Endpoint) {
+				declared(chain, c, e)
 				chain.HTTP.Inline = to("out", func(r *plan.Rule) { r.Retry = istioRetry })
 				c.TLS.Mode, e[0].MTLS = plan.ClientTLSAuto, true
 			}, server.inbound(l.Addr().String(), func(c *plan.Chain) { c.TLS.Mode = plan.TLSStrict }))

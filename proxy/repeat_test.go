@@ -124,6 +124,7 @@ func TestRefusedByPolicy(t *testing.T) {
 			addrs = append(addrs, s.inbound(fmt.Sprintf("127.0.0.1:%d", freePort(t)), func(c *plan.Chain) { c.TLS.Mode = plan.TLSStrict }))
 		}
 		at := sidecar(t, a, "client").outbound(func(chain *plan.Chain, c *plan.Cluster, e []plan.Endpoint) {
+			declared(chain, c, e)
 			chain.HTTP.Inline = to("out", func(r *plan.Rule) { r.Retry = tt.retry })
 			c.TLS.Mode = plan.ClientTLSAuto
 			for i := range e {

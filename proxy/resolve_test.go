@@ -226,7 +226,11 @@ func TestDNSFails(t *testing.T) {
 	z := &zone{}
 	r, now := resolving(t, z)
 	z.fail(true, false)
-	at := r.outbound(external(plan.DiscoverDNS, plan.Address{Host: "api.example", Port: port}))
+	out := external(plan.DiscoverDNS, plan.Address{Host: "api.example", Port: port})
+	at := r.outbound(func(chain *plan.Chain, c *plan.Cluster, e []plan.Endpoint) {
+		out(chain, c, e)
+		declared(chain, c, e)
+	})
 	if got := heard(t, at, 2); got["dns_failure"] != 2 {
 		t.Errorf("answered %v", got)
 	}

@@ -108,7 +108,7 @@ func deaf(t *testing.T) string {
 	}
 	at := fmt.Sprintf("127.0.0.1:%d", name.(*unix.SockaddrInet4).Port)
 	for range 8 {
-		c, err := net.DialTimeout("tcp", at, 100*time.Millisecond)
+		c, err := net.DialTimeout("tcp", at, 3*time.Second)
 		if err != nil {
 			return at
 		}

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The fields of a request that tell a backend how to answer. Without any it answers 200 and its name, the method and the
@@ -108,17 +110,13 @@ func (b *Backend) echo(c net.Conn) {
 	noted := false
 	for {
 		n, err := c.Read(buf)
+		out := buf[:n]
 		if n > 0 && !noted {
 			noted = true
-			b.Journal.add(Record{Backend: b.Name, From: from(c.RemoteAddr().String()), Proto: "TCP", Body: string(buf[:n])})
-			if _, err := io.WriteString(c, b.Name+":"); err != nil {
-				return
-			}
+			b.Journal.add(Record{Backend: b.Name, From: from(c.RemoteAddr().String()), Proto: "TCP", Body: string(out)})
+			out = append([]byte(b.Name+":"), out...) // in one piece, for those who take what comes first
 		}
-		if err != nil {
-			return
-		}
-		if _, err := c.Write(buf[:n]); err != nil {
+		if _, failed := c.Write(out); failed != nil || err != nil {
 			return
 		}
 	}
@@ -234,6 +232,15 @@ func (b *Backend) takeOver(w http.ResponseWriter, text string, then func(net.Con
 		return
 	}
 	defer func() { _ = c.Close() }()
+	if t, ok := c.(*net.TCPConn); ok && then == nil { // the end comes with the text, so that nobody takes the connection for one that stays
+		raw, err := t.SyscallConn()
+		if err == nil {
+			_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_CORK, 1) })
+		}
+		if err != nil {
+			return
+		}
+	}
 	if _, err := io.WriteString(c, text); err != nil {
 		return
 	}
