@@ -323,17 +323,17 @@ func (r *rig) foreign() {
 func (r *rig) operated() {
 	lease := `{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"namespace": "istio-system", "name": "lateen-operator"},
 		"spec": {"holderIdentity": "HOLDER", "leaseDurationSeconds": 15, "renewTime": "TIME"}}`
-	now := time.Now().UTC()
 	for _, tt := range []struct {
 		name, holder string
-		renewed      time.Time
+		age          time.Duration
 		want         bool
 	}{
-		{"given back", "", now, false},
-		{"renewed", "x", now, true},
-		{"left", "x", now.Add(-time.Hour), false},
+		{"given back", "", 0, false},
+		{"renewed", "x", 0, true},
+		{"left", "x", time.Hour, false},
 	} {
-		if err := r.cluster.Apply(r.Context(), strings.NewReplacer("HOLDER", tt.holder, "TIME", tt.renewed.Format(metav1.RFC3339Micro)).Replace(lease)); err != nil {
+		renewed := time.Now().UTC().Add(-tt.age).Format(metav1.RFC3339Micro)
+		if err := r.cluster.Apply(r.Context(), strings.NewReplacer("HOLDER", tt.holder, "TIME", renewed).Replace(lease)); err != nil {
 			r.Fatal(err)
 		}
 		if got, err := r.applier.Operated(r.Context()); err != nil || got != tt.want {

@@ -40,6 +40,9 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	r.at.QPS, r.at.Burst = 200, 400
+	if err := rest.LoadTLSFiles(r.at); err != nil {
+		t.Fatal(err)
+	}
 	if r.client, err = dynamic.NewForConfig(r.at); err != nil {
 		t.Fatal(err)
 	}
@@ -88,9 +91,6 @@ var (
 
 // standIn says that pods run, as kubelets do, and gives the webhooks roots, as lateend does.
 func (r *rig) standIn(ctx context.Context) error {
-	if err := rest.LoadTLSFiles(r.at); err != nil {
-		return err
-	}
 	roots := base64.StdEncoding.EncodeToString(r.at.CAData)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -243,12 +243,12 @@ func TestOperator(t *testing.T) {
 	r.asked()
 
 	// Another operator stands by until the first one ends.
-	r.operator("second")
+	stopSecond := r.operator("second")
 	stop()
 	r.reads("second", "lease/"+apply.OperatorName, "{.spec.holderIdentity}")
 	r.kubectl("delete", "-n", deploy.Namespace, "service/lateend")
 	r.reads("lateend", "service/lateend", "{.metadata.name}")
-	r.removes()
+	r.removes(stopSecond)
 }
 
 // init makes the operator's objects, as `lateen operator init` does.
@@ -358,7 +358,7 @@ func (r *rig) asked() {
 }
 
 // removes: with an Installation goes what belongs to it, but for what nobody could make anew, and what users wrote.
-func (r *rig) removes() {
+func (r *rig) removes(stop func()) {
 	r.kubectl("create", "secret", "generic", "-n", deploy.Namespace, "lateen-ca")
 	r.put("apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: mine, namespace: shop}\nspec: {}\n")
 	r.kubectl("delete", "installation", "canary")
@@ -374,6 +374,7 @@ func (r *rig) removes() {
 	}
 	r.kubectl("get", "secret", "-n", deploy.Namespace, "lateen-ca")
 	r.kubectl("get", "sidecars.networking.istio.io", "-n", "shop", "mine")
+	stop() // as the end of its pod does, before it has no rights
 	if err := r.applier.RemoveOperator(r.Context(), patience); err != nil {
 		r.Error(err)
 	}

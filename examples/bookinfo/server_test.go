@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // asCommand, in the environment, makes the test binary behave as the program.
@@ -46,18 +47,23 @@ func TestSigterm(t *testing.T) {
 	if at == nil {
 		t.Fatalf("the first line of the log has no address: %s", first)
 	}
-	conns := 0
-	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conns++
-		return (&net.Dialer{}).DialContext(ctx, network, addr)
-	}}}
-	for range 3 {
-		if body := fetchBody(t, client, "http://"+at[1]+"/details/0"); !strings.Contains(body, "Shakespeare") {
-			t.Errorf("got %q", body)
-		}
+	conn, err := net.Dial("tcp", at[1])
+	if err != nil {
+		t.Fatal(err)
 	}
-	if conns != 1 {
-		t.Errorf("%d connections for three requests, want keep-alive on one", conns)
+	defer conn.Close()
+	answers := bufio.NewReader(conn)
+	for range 3 {
+		if _, err := io.WriteString(conn, "GET /details/0 HTTP/1.1\r\nHost: details\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, err := io.ReadAll(resp.Body); err != nil || resp.Close || !bytes.Contains(body, []byte("Shakespeare")) {
+			t.Errorf("got %q, %v, close %v", body, err, resp.Close)
+		}
 	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -77,7 +83,7 @@ func TestSigterm(t *testing.T) {
 // TestDrain ends the service while a request is being served.
 func TestDrain(t *testing.T) {
 	began, release := make(chan struct{}), make(chan struct{})
-	s, err := New(Config{Service: productpage, Pod: "p"}, slog.New(slog.DiscardHandler))
+	s, err := New(Config{Service: productpage, Pod: "p", PageTimeout: time.Minute}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -87,10 +87,10 @@ func TestValidator(t *testing.T) {
 	r.await("rules on condition", all(func(h object) bool {
 		return h["rules"] != nil && h["matchConditions"] != nil && h["clientConfig"].(object)["caBundle"] == bundle
 	}))
-	s.define() // of Gateways, so that there can be a probe
 	s.mu.Lock()
 	s.refusals = map[string]string{probeName: `admission webhook "validate.other.dev" denied the request: no`}
 	s.mu.Unlock()
+	s.define() // of Gateways, so that there can be a probe
 	r.await("a probe", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.probes > 1 })
 	if !all(func(h object) bool { return h["matchConditions"] != nil })() {
 		t.Errorf("in force without having been seen: %v", hooks())

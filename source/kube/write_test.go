@@ -212,7 +212,7 @@ func TestLease(t *testing.T) {
 	turns := make(chan turn, 16)
 	begin := func(name string) (stop func()) {
 		e := newElector(clients, slog.New(slog.DiscardHandler), api.RootNamespace, name)
-		e.duration, e.within, e.every = 2*time.Second, 500*time.Millisecond, 20*time.Millisecond
+		e.duration, e.within, e.every = 5*time.Second, 2*time.Second, 20*time.Millisecond
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {

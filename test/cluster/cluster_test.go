@@ -277,10 +277,13 @@ func (r *rig) testService() {
 	if out := r.kubectl("-n", "smoke", "logs", pod); !strings.Contains(out, "serving on :8080") || !strings.Contains(out, "request / from") {
 		t.Errorf("logs of %s:\n%s", pod, out)
 	}
-	_, err := r.try("kubectl", "-n", "smoke", "exec", pod, "--", "/toolbox", "get", "http://nobody.example/")
-	if err == nil || !strings.Contains(err.Error(), "no such host") {
-		t.Errorf("a name outside of the cluster: %v", err)
-	}
+	eventually(t, "a name outside of the cluster is of no host", func() error {
+		_, err := r.try("kubectl", "-n", "smoke", "exec", pod, "--", "/toolbox", "get", "http://nobody.example/")
+		if err == nil || !strings.Contains(err.Error(), "no such host") {
+			return fmt.Errorf("what came is %w", err)
+		}
+		return nil
+	})
 }
 
 // balancer is the address of a LoadBalancer.

@@ -146,8 +146,9 @@ func (r *rig) mirrored(host string) {
 	r.Helper()
 	copied := func() float64 { return r.requests("shop", "app=web,version=green", `reporter="destination"`) }
 	// Once a copy comes, the rule is in force.
-	before := copied()
+	var before float64
 	r.Await("a copy of a request to "+host+" comes", func() string {
+		before = copied() // what came before may be of the rule before
 		if c := r.color(host); c == "blue" && copied() > before {
 			return ""
 		}

@@ -29,6 +29,7 @@ type load struct {
 	failures, before int
 	first            string
 	hosts            map[string]int
+	from             time.Time // requests that began before are not counted in hosts
 }
 
 // begin starts a load; send sends one request and returns who answered it.
@@ -59,7 +60,9 @@ func (l *load) count(began time.Time) func(who string, err error) {
 		defer l.mu.Unlock()
 		l.total++
 		if err == nil {
-			l.hosts[who]++
+			if began.After(l.from) {
+				l.hosts[who]++
+			}
 			return
 		}
 		l.failures++
@@ -103,9 +106,8 @@ func (l *load) more(m *kubemesh.Mesh) {
 // since counts the answers of each server to some requests that are sent from now on.
 func (l *load) since(m *kubemesh.Mesh) map[string]int {
 	m.Helper()
-	l.more(m) // What was under way is answered.
 	l.mu.Lock()
-	l.hosts = map[string]int{}
+	l.from, l.hosts = time.Now(), map[string]int{}
 	l.mu.Unlock()
 	l.more(m)
 	l.mu.Lock()

@@ -33,7 +33,7 @@ spec:
   - {name: app, image: "lateen.test/pause:1"}
 `
 
-const patience = 2 * time.Minute
+const patience = 10 * time.Minute
 
 // installer is the chart's DaemonSet.
 func installer(t *testing.T) string {
@@ -75,19 +75,19 @@ func TestPods(t *testing.T) {
 		}
 	}
 	create("before", `{"noDNS":true}`)
-	do("wait", "pod/before", "--for=jsonpath={.status.initContainerStatuses[0].lastState.terminated.exitCode}=126", "--timeout=1m")
+	do("wait", "pod/before", "--for=jsonpath={.status.initContainerStatuses[0].lastState.terminated.exitCode}=126", "--timeout=5m")
 	do("create", "namespace", deploy.Namespace)
 	if err := c.Apply(ctx, installer(t)); err != nil {
 		t.Fatal(err)
 	}
-	do("-n", deploy.Namespace, "rollout", "status", "daemonset/lateen-cni", "--timeout=1m")
+	do("-n", deploy.Namespace, "rollout", "status", "daemonset/lateen-cni", "--timeout=5m")
 	create("after", `{"noDNS":true}`)
 	create("broken", `{"newer":true}`)
-	do("wait", "pod/after", "--for=condition=Ready", "--timeout=1m")
+	do("wait", "pod/after", "--for=condition=Ready", "--timeout=5m")
 	if restarts := do("get", "pod", "after", "-o", "jsonpath={.status.initContainerStatuses[0].restartCount}"); restarts != "0" {
 		t.Errorf("lateen-validation was started again: %q", restarts)
 	}
-	do("wait", "pod/before", "--for=condition=Ready", "--timeout=1m")
+	do("wait", "pod/before", "--for=condition=Ready", "--timeout=5m")
 	// An event may come late; the context ends this if none comes.
 	for events := ""; !strings.Contains(events, "annotation lateen.dev/capture"); {
 		events = do("get", "events", "--field-selector", "involvedObject.name=broken,reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}")

@@ -130,6 +130,13 @@ func (r *rig) refused() {
 	}
 	r.Put(fmt.Sprintf(canary, 1, 0))
 	is("True")
+	r.Await("the canary is answered by v1", func() string { // its status and the gateway's orders go separate ways
+		a, err := get(r.client, r.address("front"), "canary.example", "/")
+		if err == nil && a.version() == "v1" {
+			return ""
+		}
+		return fmt.Sprint(a, err)
+	})
 	r.Put(spoiled)
 	is("False")
 	if a, err := get(r.client, r.address("front"), "canary.example", "/"); err != nil || a.version() != "v1" {

@@ -120,20 +120,27 @@ func TestRate(t *testing.T) {
 	job := Job{
 		Kind: HTTP1, Target: ports[0], Connections: 4, Size: 100, Rate: 200, Warm: 10 * time.Millisecond, For: time.Second, PIDs: []int{pid},
 	}
-	got, err := Run(job)
-	if err != nil {
-		t.Fatal(err)
+	// A machine that is busy for a second may be so at the wrong moment; it is not for ever.
+	untilSo := func(so func(Result) bool) (got Result) {
+		t.Helper()
+		for job.For = time.Second; job.For < 20*time.Second; job.For *= 2 {
+			var err error
+			if got, err = Run(job); err != nil && !errors.Is(err, errIdle) {
+				t.Fatal(err)
+			}
+			if err == nil && so(got) {
+				return got
+			}
+		}
+		t.Errorf("at a rate of %g: %+v", job.Rate, got)
+		return got
 	}
-	if want := job.Rate * got.Elapsed.Seconds(); float64(got.Operations) < want/2 || float64(got.Operations) > want*3/2 {
-		t.Errorf("%d operations in %s at 200/s", got.Operations, got.Elapsed)
-	}
-	job.Rate, job.Connections = 5e6, 1
-	if got, err = Run(job); err != nil {
-		t.Fatal(err)
-	}
-	if got.Late == 0 || got.P50 < 100*time.Millisecond {
-		t.Errorf("at a rate that nobody can keep up with the latency is %s, and %d are late", got.P50, got.Late)
-	}
+	untilSo(func(got Result) bool {
+		want := job.Rate * got.Elapsed.Seconds()
+		return float64(got.Operations) > want/2 && float64(got.Operations) < want*3/2
+	})
+	job.Rate, job.Connections = 5e6, 1 // nobody can keep up with it
+	untilSo(func(got Result) bool { return got.Late > 0 && got.P50 > 100*time.Millisecond })
 }
 
 // TestWrong has answers that are not what is expected: each must end the run.
