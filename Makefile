@@ -4,6 +4,8 @@ BIN   := lateen lateend lateen-proxy lateen-cni lateen-kube lateen-operator
 TOOL   = go tool -modfile=tools/go.mod
 # One package more than there are processors: those on a cluster wait for pods and timers meanwhile.
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -timeout 20m -p $$(($$(nproc) + 1))
+# These wait most, and are begun first.
+PATIENT   = ./test/oracle ./test/netns ./deploy/apply ./deploy/operate
 FUZZTIME ?= 3000x
 ENVOY  = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lateen/envoy-1.40.0/envoy/_bin/envoy
 SCENARIO ?= h1
@@ -32,7 +34,7 @@ setup: ## what the tests need beyond Go
 	@tools/setup
 
 test: setup lint setup-cluster bin/cluster ## everything, on a real Kubernetes too; with the Envoy of setup, unless LATEEN_ENVOY names another
-	export LATEEN_ENVOY=$${LATEEN_ENVOY:-$$(ls $(ENVOY) 2>/dev/null)} && $(GOTESTSUM) $$(go list ./... | grep -v /test/kube)
+	export LATEEN_ENVOY=$${LATEEN_ENVOY:-$$(ls $(ENVOY) 2>/dev/null)} && $(GOTESTSUM) $(PATIENT) $$(go list ./... | grep -v /test/kube)
 	$(MAKE) --no-print-directory -j2 --output-sync=line test-kube test-beside
 
 # Tests on clusters wait most of the time: what computes runs beside them, and only while they leave a processor alone.
