@@ -99,7 +99,7 @@ func TestReadBeforeTimers(t *testing.T) {
 		if _, err := c.Write([]byte("data")); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		<-time.After(5 * time.Millisecond) // as if something held it up
 	})
 	if first := await(t, "something", told); first != "data" {
 		t.Errorf("first came %q", first)
