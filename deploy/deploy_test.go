@@ -19,6 +19,8 @@ import (
 	core "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/lateen-mesh/lateen/deploy/translate"
+
 	"github.com/lateen-mesh/lateen/api"
 	"github.com/lateen-mesh/lateen/inject"
 )
@@ -341,5 +343,17 @@ func TestInjectionValues(t *testing.T) {
 	slices.Sort(want)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("injection.config (-fields of inject.Config +schema)\n%s", diff)
+	}
+}
+
+// TestTranslated: what an IstioOperator becomes can be installed.
+func TestTranslated(t *testing.T) {
+	got, err := translate.IstioOperator("f", "kind: IstioOperator\nspec: {components: {pilot: {k8s: {replicaCount: 3}}, ingressGateways: [{name: edge, enabled: true, label: {istio: edge}}]}}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(Manifest(rendered(t, Config{Profile: got.Profile, Values: []map[string]any{got.Values}})))
+	if !strings.Contains(text, "istio: edge") || !strings.Contains(text, "replicas: 3") {
+		t.Error(text)
 	}
 }

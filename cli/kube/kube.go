@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lateen-mesh/lateen/deploy"
+	"github.com/lateen-mesh/lateen/deploy/translate"
 )
 
 // The exit codes.
@@ -174,7 +175,7 @@ func (w *wanted) read(a *app, profileGiven bool) error {
 		if err != nil {
 			return err
 		}
-		if !deploy.IsOperator(text) {
+		if !translate.IsIstioOperator(text) {
 			values, err := deploy.ReadValues(text)
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -182,7 +183,7 @@ func (w *wanted) read(a *app, profileGiven bool) error {
 			w.config.Values = append(w.config.Values, values)
 			continue
 		}
-		o, err := deploy.Translate(name, string(text))
+		o, err := translate.IstioOperator(name, string(text))
 		if err != nil {
 			return err
 		}

@@ -2,8 +2,6 @@ package kube
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,6 +10,8 @@ import (
 
 	auth "k8s.io/api/authentication/v1"
 	authz "k8s.io/api/authorization/v1"
+
+	"github.com/lateen-mesh/lateen/source/kube/claims"
 )
 
 // Audience is for whom the token of a workload must be meant: Istio's name of the certificate authority.
@@ -28,8 +28,6 @@ const (
 	reviewsFrom     = 4
 	reviewsWaiting  = 1024
 	reviewsPatience = 30 * time.Second
-	// clocksApart is how far the API server's clock and ours may differ, the leeway that it has itself for tokens.
-	clocksApart = time.Minute
 )
 
 // accountPrefix begins the user name of a service account.
@@ -42,7 +40,7 @@ func (s *Store) Account(ctx context.Context, from, token string) (namespace, nam
 	if len(token) > tokenMaxBytes {
 		return "", "", fmt.Errorf("the token has %d bytes, more than the %d allowed", len(token), tokenMaxBytes)
 	}
-	if err := plausible(token, time.Now()); err != nil {
+	if err := claims.Check(token, Audience, time.Now()); err != nil {
 		return "", "", err
 	}
 	leave, err := s.enter(ctx, from)
@@ -79,45 +77,6 @@ func (s *Store) enter(ctx context.Context, from string) (leave func(), err error
 	ctx, stop := context.WithTimeout(ctx, reviewsPatience)
 	defer stop()
 	return s.reviews.Enter(ctx, from)
-}
-
-// plausible returns why the API server would refuse a token for sure, from what the token says of itself (RFC 7519). It
-// proves nothing: it spares the API server what is no token for us.
-func plausible(token string, now time.Time) error {
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return errors.New("it is no token of a service account, a JWT of three parts")
-	}
-	text, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return fmt.Errorf("it is no token of a service account: %w", err)
-	}
-	var claims struct {
-		Audience audience `json:"aud"`
-		Expires  float64  `json:"exp"` // seconds since 1970
-	}
-	if err := json.Unmarshal(text, &claims); err != nil {
-		return fmt.Errorf("it is no token of a service account: %w", err)
-	}
-	if !slices.Contains(claims.Audience, Audience) {
-		return fmt.Errorf("the token is not meant for us; mount a projected token with the audience %s", Audience)
-	}
-	if late := float64(now.Add(-clocksApart).Unix()) - claims.Expires; claims.Expires != 0 && late > 0 {
-		return errors.New("the token has expired; if it is mounted, the kubelet has not renewed it")
-	}
-	return nil
-}
-
-// audience is for whom a token is meant: a text or a list of them (RFC 7519, section 4.1.3).
-type audience []string
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (a *audience) UnmarshalJSON(text []byte) error {
-	if len(text) > 0 && text[0] == '"' {
-		*a = audience{""}
-		return json.Unmarshal(text, &(*a)[0])
-	}
-	return json.Unmarshal(text, (*[]string)(a))
 }
 
 // errSecrets says that a gateway's account may not read the keys that it would be given.

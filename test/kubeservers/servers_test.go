@@ -64,7 +64,8 @@ func newRig(t *testing.T) *rig {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(r.dir) })
 	r.step("build", func() {
-		build := exec.CommandContext(t.Context(), "go", "build", "-o", r.dir, "github.com/lateen-mesh/lateen/cmd/lateend", "github.com/lateen-mesh/lateen/cmd/lateen-proxy")
+		build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", r.dir, "github.com/lateen-mesh/lateen/cmd/lateend", "github.com/lateen-mesh/lateen/cmd/lateen-proxy")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}

@@ -96,6 +96,7 @@ func (r *rig) serve() (stop func()) {
 	folder := r.t.TempDir()
 	program := filepath.Join(folder, "lateend")
 	build := exec.CommandContext(r.t.Context(), "go", "build", "-trimpath", "-ldflags=-s", "-o", program, "../../cmd/lateend")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		r.t.Fatalf("%v\n%s", err, out)
 	}

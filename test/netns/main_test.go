@@ -63,8 +63,8 @@ func run(m *testing.M) (int, error) {
 		}
 	}
 	bin = filepath.Join(root, "bin")
-	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/...", "./examples/bookinfo", "./test/netns/agent")
-	build.Dir, build.Stderr = "../..", os.Stderr
+	build := exec.Command("go", "build", "-trimpath", "-o", bin+"/", "./cmd/...", "./examples/bookinfo", "./test/netns/agent")
+	build.Dir, build.Stderr, build.Env = "../..", os.Stderr, append(os.Environ(), "CGO_ENABLED=0") // as images are built
 	if err := build.Run(); err != nil {
 		return 0, fmt.Errorf("build the binaries: %w", err)
 	}

@@ -65,7 +65,11 @@ type World struct {
 func Build(ctx context.Context, dir string, flags ...string) (string, error) {
 	path := filepath.Join(dir, "lateen-proxy")
 	args := slices.Concat([]string{"build", "-o", path}, flags, []string{"github.com/lateen-mesh/lateen/cmd/lateen-proxy"})
-	out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput()
+	cmd := exec.CommandContext(ctx, "go", args...)
+	if len(flags) == 0 { // as images are built, so that nothing is compiled twice
+		cmd.Args, cmd.Env = slices.Insert(cmd.Args, 2, "-trimpath"), append(os.Environ(), "CGO_ENABLED=0")
+	}
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build lateen-proxy: %w: %s", err, out)
 	}

@@ -1,10 +1,13 @@
-package deploy
+// Package translate makes of the files by which others are installed what they mean for an installation of ours.
+//
+// In comes the text of an IstioOperator; out go a profile, values of our chart, and a warning for each field that has no
+// meaning here. The package must not know the chart, nor a cluster. All functions may be called concurrently.
+package translate
 
 import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -13,8 +16,8 @@ import (
 // operatorKind is the kind of the files by which Istio is installed.
 const operatorKind = "IstioOperator"
 
-// Operator is an installation of Istio as ours.
-type Operator struct {
+// Installation is one of Istio as ours.
+type Installation struct {
 	// Profile is ours that comes nearest; empty: the file names none.
 	Profile string
 	// Values are what of the file has a meaning here.
@@ -92,13 +95,13 @@ var hints = map[string]string{
 	"spec.tag":                           "it names Istio's images; give ours with --set tag=...",
 	"spec.values.global.hub":             "it names Istio's images; give ours with --set hub=...",
 	"spec.values.global.tag":             "it names Istio's images; give ours with --set tag=...",
-	"spec.namespace":                     "it is always " + Namespace,
+	"spec.namespace":                     "it is always istio-system",
 	"spec.components.base":               "the CustomResourceDefinitions are always installed",
 	"spec.values.cni.chained":            "the plugin is always one of the list",
 	"spec.values.istio_cni.chained":      "the plugin is always one of the list",
 	"spec.values.cni.excludeNamespaces":  "pods that are not injected are left alone",
 	"spec.values.cni.repair":             "pods that started before the plugin get their rules when it comes",
-	"spec.components.cni.namespace":      "it is always " + Namespace,
+	"spec.components.cni.namespace":      "it is always istio-system",
 	"spec.components.pilot.k8s.env":      "lateend has none of istiod's switches",
 	"spec.components.ztunnel":            "there is no node proxy yet",
 	"spec.unvalidatedValues":             "only values with a name are translated",
@@ -115,17 +118,17 @@ var profiles = map[string]string{
 	"stable": "default", "ambient": "", "openshift": "", "openshift-ambient": "", "external": "",
 }
 
-// IsOperator reports whether a text is an IstioOperator rather than values.
-func IsOperator(text []byte) bool {
+// IsIstioOperator reports whether a text is an IstioOperator rather than values.
+func IsIstioOperator(text []byte) bool {
 	var head struct {
 		Kind string `yaml:"kind"`
 	}
 	return yaml.Unmarshal(text, &head) == nil && head.Kind == operatorKind
 }
 
-// Translate makes of an IstioOperator what it means here; name is the file's, for warnings.
-func Translate(name, text string) (Operator, error) {
-	t := translation{name: name, out: Operator{Values: map[string]any{}}}
+// IstioOperator says what an IstioOperator means here; name is the file's, for warnings.
+func IstioOperator(name, text string) (Installation, error) {
+	t := translation{name: name, out: Installation{Values: map[string]any{}}}
 	d := yaml.NewDecoder(strings.NewReader(text))
 	for {
 		var doc yaml.Node
@@ -148,7 +151,7 @@ func Translate(name, text string) (Operator, error) {
 
 type translation struct {
 	name string
-	out  Operator
+	out  Installation
 }
 
 // visit takes a node with all below it. Trees of YAML are as deep as their text is long, which the caller bounds; what
@@ -209,17 +212,35 @@ func (t *translation) take(to string, n *yaml.Node) error {
 	if err := n.Decode(&value); err != nil {
 		return fmt.Errorf("%s:%d: %w", t.name, n.Line, err)
 	}
-	names := strings.Split(to, ".")
-	for _, name := range slices.Backward(names) {
-		value = map[string]any{name: value}
-	}
-	t.out.Values = Over(t.out.Values, value.(map[string]any))
+	put(t.out.Values, strings.Split(to, "."), value)
 	return nil
+}
+
+// put lays a value over what is at a path below m: maps are joined, all else is replaced.
+func put(m map[string]any, path []string, value any) {
+	name := path[0]
+	below, _ := m[name].(map[string]any)
+	above, is := value.(map[string]any)
+	if len(path) == 1 && !is {
+		m[name] = value
+		return
+	}
+	if below == nil {
+		below = map[string]any{}
+		m[name] = below
+	}
+	if len(path) > 1 {
+		put(below, path[1:], value)
+		return
+	}
+	for k, v := range above {
+		put(below, []string{k}, v)
+	}
 }
 
 func (t *translation) profile(n *yaml.Node) {
 	if t.out.Profile = profiles[n.Value]; t.out.Profile == "" {
-		t.out.Warnings = append(t.out.Warnings, fmt.Sprintf("%s:%d: the profile %s has no counterpart here; %s is taken", t.name, n.Line, n.Value, DefaultProfile))
+		t.out.Warnings = append(t.out.Warnings, fmt.Sprintf("%s:%d: the profile %s has no counterpart here; the default one is taken", t.name, n.Line, n.Value))
 	}
 }
 
