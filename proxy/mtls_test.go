@@ -136,16 +136,17 @@ func TestPermissiveKinds(t *testing.T) {
 	if _, body := fetch(t, &http.Client{Transport: tr}, request(t, "GET", "https://"+at+"/", nil)); body != "own" {
 		t.Errorf("body %q", body)
 	}
-	var speak chan struct{} // closed: the server may
-	greets := tcpServer(t, func(c *net.TCPConn) {
-		<-speak
-		_, _ = io.WriteString(c, "220 ready\r\n")
-		_, _ = io.Copy(c, c)
-	})
+	greets := func(speak <-chan struct{}) string { // closed: the server may
+		return tcpServer(t, func(c *net.TCPConn) {
+			<-speak
+			_, _ = io.WriteString(c, "220 ready\r\n")
+			_, _ = io.Copy(c, c)
+		})
+	}
 	for _, mode := range []plan.TLSMode{plan.TLSPermissive, plan.TLSStrict} {
-		speak = make(chan struct{})
+		speak := make(chan struct{})
 		r = sidecar(t, a, "server")
-		at = r.inbound(greets, tlsMode(mode))
+		at = r.inbound(greets(speak), tlsMode(mode))
 		c, err := tls.Dial("tcp", at, meshClient(t, a, "client", alpnTCP))
 		if err != nil {
 			t.Fatal(err)
@@ -159,7 +160,9 @@ func TestPermissiveKinds(t *testing.T) {
 		_ = c.Close()
 	}
 	r = sidecar(t, a, "server")
-	c := dialRaw(t, r.inbound(greets, tlsMode(plan.TLSPermissive)))
+	speak := make(chan struct{})
+	close(speak)
+	c := dialRaw(t, r.inbound(greets(speak), tlsMode(plan.TLSPermissive)))
 	c.expect("220 ready\r\n")
 	c.send("EHLO x\r\n")
 	c.expect("EHLO x\r\n")
