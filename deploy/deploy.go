@@ -28,6 +28,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
+
+	"github.com/lateen-mesh/lateen/deploy/overlay"
 )
 
 // Namespace is the one that a mesh is installed in: its root namespace.
@@ -143,14 +145,14 @@ func Values(c Config) (map[string]any, error) {
 		return nil, fmt.Errorf("profile %s: %w", c.Profile, err)
 	}
 	given, err := Given(c)
-	return Over(profile, given), err
+	return overlay.Values(profile, given), err
 }
 
 // Given are those of Values that are not the profile's.
 func Given(c Config) (map[string]any, error) {
 	out := map[string]any{}
 	for _, layer := range c.Values {
-		out = Over(out, layer)
+		out = overlay.Values(out, layer)
 	}
 	for _, set := range c.Set {
 		if err := strvals.ParseInto(set, out); err != nil {
@@ -161,21 +163,6 @@ func Given(c Config) (map[string]any, error) {
 		out["revision"] = c.Revision
 	}
 	return out, nil
-}
-
-// Over lays values over others: maps are joined, all else is replaced. The result shares no map with either.
-func Over(below, above map[string]any) map[string]any {
-	out := map[string]any{}
-	for _, layer := range []map[string]any{below, above} {
-		for k, v := range layer {
-			if upper, is := v.(map[string]any); is {
-				lower, _ := out[k].(map[string]any)
-				v = Over(lower, upper)
-			}
-			out[k] = v
-		}
-	}
-	return out
 }
 
 // Render returns the objects of an installation, in the order in which they are to be applied, without Definitions.

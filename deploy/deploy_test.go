@@ -19,9 +19,8 @@ import (
 	core "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/lateen-mesh/lateen/deploy/translate"
-
 	"github.com/lateen-mesh/lateen/api"
+	"github.com/lateen-mesh/lateen/deploy/translate"
 	"github.com/lateen-mesh/lateen/inject"
 )
 

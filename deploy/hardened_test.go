@@ -10,6 +10,7 @@ import (
 	core "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/lateen-mesh/lateen/deploy/overlay"
 	"github.com/lateen-mesh/lateen/inject"
 )
 
@@ -122,7 +123,7 @@ func TestHardened(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		text, err := yaml.Marshal(Over(map[string]any{"proxyImage": "p:1", "initImage": "i:1"}, extra))
+		text, err := yaml.Marshal(overlay.Values(map[string]any{"proxyImage": "p:1", "initImage": "i:1"}, extra))
 		if err != nil {
 			t.Fatal(err)
 		}

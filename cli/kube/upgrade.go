@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/lateen-mesh/lateen/deploy"
 	"github.com/lateen-mesh/lateen/deploy/apply"
+	"github.com/lateen-mesh/lateen/deploy/overlay"
 )
 
 func (a *app) upgrade() *cobra.Command {
@@ -83,15 +83,15 @@ func kept(ctx context.Context, applier *apply.Applier, wish apply.Installation) 
 		old.Values = besides(old.Values)
 	}
 	wish.Spec.Profile = cmp.Or(wish.Spec.Profile, old.Profile)
-	wish.Spec.Values = deploy.Over(old.Values, wish.Spec.Values)
+	wish.Spec.Values = overlay.Values(old.Values, wish.Spec.Values)
 	return wish, beside, nil
 }
 
 // besides are the values of the default revision as far as they are meant for another one: MeshConfig is the default's,
 // and so are gateways, whose Services would be second ones.
-func besides(values map[string]any) map[string]any {
+func besides(given map[string]any) map[string]any {
 	off := map[string]any{"enabled": false}
-	out := deploy.Over(values, map[string]any{"gateways": map[string]any{"ingress": off, "egress": off}})
+	out := overlay.Values(given, map[string]any{"gateways": map[string]any{"ingress": off, "egress": off}})
 	mesh, _ := out["meshConfig"].(map[string]any)
 	delete(out, "meshConfig")
 	if domain, said := mesh["trustDomain"]; said {

@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/lateen-mesh/lateen/deploy/overlay"
 )
 
 // operatorKind is the kind of the files by which Istio is installed.
@@ -212,30 +215,12 @@ func (t *translation) take(to string, n *yaml.Node) error {
 	if err := n.Decode(&value); err != nil {
 		return fmt.Errorf("%s:%d: %w", t.name, n.Line, err)
 	}
-	put(t.out.Values, strings.Split(to, "."), value)
+	names := strings.Split(to, ".")
+	for _, name := range slices.Backward(names) {
+		value = map[string]any{name: value}
+	}
+	t.out.Values = overlay.Values(t.out.Values, value.(map[string]any))
 	return nil
-}
-
-// put lays a value over what is at a path below m: maps are joined, all else is replaced.
-func put(m map[string]any, path []string, value any) {
-	name := path[0]
-	below, _ := m[name].(map[string]any)
-	above, is := value.(map[string]any)
-	if len(path) == 1 && !is {
-		m[name] = value
-		return
-	}
-	if below == nil {
-		below = map[string]any{}
-		m[name] = below
-	}
-	if len(path) > 1 {
-		put(below, path[1:], value)
-		return
-	}
-	for k, v := range above {
-		put(below, []string{k}, v)
-	}
 }
 
 func (t *translation) profile(n *yaml.Node) {

@@ -49,7 +49,7 @@ const (
 	// retryIdle is the longest pause of a workload without a valid certificate: it can do nothing but wait, and a whole
 	// mesh may.
 	retryIdle = 5 * time.Second
-	// retryLeft is by how much a pause is shorter than what a certificate has left to live.
+	// retryLeft: of so many parts of what a certificate has left to live a pause takes one at most.
 	retryLeft = 4
 
 	// wallCheck is how often the wall clock is looked at while waiting for
